@@ -1,0 +1,1 @@
+"""The command line, Ray jobs and worker groups, preflight and monitoring."""

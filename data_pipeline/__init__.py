@@ -1,0 +1,1 @@
+"""Sources, tokenizers, MDS shards, and the resumable stream that feeds the ranks."""

@@ -1,0 +1,80 @@
+"""What a training set is, as data: the `data:` part of a recipe."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Strict(BaseModel):
+    """Base of all recipe parts: unknown keys are errors, values do not change after the check."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SourceConfig(Strict):
+    """One source of documents.
+
+    `installed_python` reads the Python source on this machine (standard library and packages) and needs no path.
+    `text` and `code` read trees of files, `jsonl` (.jsonl, .gz, .zst) and `parquet` read `text_field` of records,
+    `hugging_face` reads a dataset by `path` (its name) and `subset`.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_\-]*$")
+    kind: Literal["installed_python", "text", "code", "jsonl", "parquet", "hugging_face"]
+    path: str | None = None
+    subset: str | None = None
+    split: str = "train"
+    text_field: str = "text"
+    suffixes: list[str] | None = None
+    proportion: float = Field(default=1.0, gt=0.0)
+    max_megabytes: float | None = Field(default=None, gt=0.0)
+
+    @model_validator(mode="after")
+    def _path_given(self) -> SourceConfig:
+        if self.kind != "installed_python" and not self.path:
+            raise ValueError(f"source '{self.name}' of kind {self.kind} needs a path")
+        return self
+
+
+class TokenizerConfig(Strict):
+    """`byte_bpe` and `sentencepiece_bpe` are trained on the corpus; `file` loads a tokenizer.json or a .model file."""
+
+    kind: Literal["byte_bpe", "sentencepiece_bpe", "file"] = "byte_bpe"
+    vocab_size: int = Field(default=4096, ge=257)
+    path: str | None = None
+    train_megabytes: float = Field(default=32.0, gt=0.0)
+
+    @model_validator(mode="after")
+    def _path_given(self) -> TokenizerConfig:
+        if self.kind == "file" and not self.path:
+            raise ValueError("tokenizer kind 'file' needs tokenizer.path, a tokenizer.json or a SentencePiece .model")
+        return self
+
+
+class DataConfig(Strict):
+    """Sources, tokenizer, window length and how the stream is read.
+
+    `folder` is where the prepared set lives (relative paths: below the project root). `seq_len` is the number of
+    predicted tokens in a window; windows overlap by one token so that every token is predicted once.
+    `document_mask` keeps attention inside a document and restarts its positions (off in the paper's recipes).
+    """
+
+    folder: str
+    sources: list[SourceConfig] = Field(min_length=1)
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    seq_len: int = Field(default=256, ge=2)
+    held_out_fraction: float = Field(default=0.02, gt=0.0, lt=0.5)
+    deduplicate: bool = True
+    document_mask: bool = False
+    seed: int = 0
+    loader_workers: int = Field(default=1, ge=0)
+    prefetch: int = Field(default=4, ge=1)
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> DataConfig:
+        names = [source.name for source in self.sources]
+        if len(set(names)) != len(names):
+            raise ValueError(f"source names must differ, got {names}")
+        return self

@@ -1,0 +1,1 @@
+"""Rank topology, expert exchange, optimizer engine, trainer, checkpoints and metrics."""

@@ -1,0 +1,153 @@
+"""The folder of a run: the only thing that trainer, command line and a later resume share.
+
+    runs/<name>/recipe.yaml          the resolved recipe, as it was started
+    runs/<name>/state.json           state, step, loss, tokens/s: written by rank 0, read by `status`
+    runs/<name>/metrics.jsonl        one line of figures a logging interval
+    runs/<name>/summary.json         what the end of the run says
+    runs/<name>/checkpoints/         step-00000100/ ...
+    runs/<name>/tensorboard/         event files
+    runs/<name>/logs/                driver.log, rank-00000.log ...
+    runs/<name>/choices/             recorded expert choices (router.replay)
+    runs/<name>/stop                 a request: stop at the end of this step, after a checkpoint
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from distributed.errors import RunError
+from distributed.recipe import Recipe, check_recipe
+
+STATES = ("starting", "running", "stopping", "stopped", "finished", "failed")
+
+
+def project_root() -> Path:
+    """Where `runs/` and `corpora/` live: MOOTRON_HOME, else the repository."""
+    return Path(os.environ.get("MOOTRON_HOME", Path(__file__).resolve().parent.parent)).resolve()
+
+
+def runs_root() -> Path:
+    """The folder that holds all runs."""
+    return project_root() / "runs"
+
+
+def data_folder(recipe: Recipe) -> Path:
+    """The prepared data set of a recipe; relative folders lie below the project root."""
+    folder = Path(recipe.data.folder)
+    return folder if folder.is_absolute() else project_root() / folder
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write beside and rename, so that a reader never sees half a file."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and small files of one run."""
+
+    path: Path
+
+    @staticmethod
+    def named(name: str) -> RunFolder:
+        """The run `name` below the runs root, whether or not it exists."""
+        if "/" in name or name in (".", "..") or not name:
+            raise RunError(f"run name '{name}' must be a plain name without '/'")
+        return RunFolder(runs_root() / name)
+
+    @staticmethod
+    def existing(name: str) -> RunFolder:
+        """The run `name`; a RunError that lists the known runs when there is none."""
+        folder = RunFolder.named(name)
+        if not folder.recipe_path.is_file():
+            known = sorted(path.parent.name for path in runs_root().glob("*/recipe.yaml"))
+            raise RunError(f"there is no run '{name}' in {runs_root()}; runs: {', '.join(known) or 'none yet'}")
+        return folder
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def recipe_path(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def choices(self) -> Path:
+        return self.path / "choices"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def summary_path(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def stop_path(self) -> Path:
+        return self.path / "stop"
+
+    def create(self, recipe: Recipe) -> None:
+        """Make the folder and write the resolved recipe into it.
+
+        Raises:
+            RunError: the place cannot be written.
+        """
+        try:
+            for folder in (self.path, self.checkpoints, self.tensorboard, self.logs):
+                folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.recipe_path, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+        except OSError as fault:
+            raise RunError(f"run folder {self.path} cannot be written: {fault.strerror}; set MOOTRON_HOME to a writable folder") from None
+
+    def recipe(self) -> Recipe:
+        """The recipe as it was started."""
+        return check_recipe(yaml.safe_load(self.recipe_path.read_text()), str(self.recipe_path))
+
+    def write_state(self, state: str, **figures: Any) -> None:
+        """Replace state.json; `figures` are shown by `status` (step, steps, loss, tokens_per_second, ...)."""
+        if state not in STATES:
+            raise ValueError(f"state '{state}' is not one of {STATES}")
+        write_atomically(self.path / "state.json", json.dumps({"state": state, "time": time.time(), **figures}))
+
+    def read_state(self) -> dict[str, Any]:
+        """The last state written; `{"state": "starting"}` before the first."""
+        try:
+            return dict(json.loads((self.path / "state.json").read_text()))
+        except (OSError, json.JSONDecodeError):
+            return {"state": "starting"}
+
+    def append_metrics(self, figures: dict[str, Any]) -> None:
+        """Add one line to metrics.jsonl."""
+        with self.metrics_path.open("a") as file:
+            file.write(json.dumps(figures) + "\n")

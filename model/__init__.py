@@ -1,0 +1,1 @@
+"""Recurrent mixture-of-experts language models: pure modules and their configuration."""

@@ -1,0 +1,131 @@
+"""What a model is, as data: the `model:` part of a recipe.
+
+Slots (`attention`, `feed_forward`) are filled by name: their `kind` picks the class that reads the other fields.
+Symbols as in the MoEUT paper (arXiv 2405.16039): G layers in a group, R repeats, N_E and N_A experts, K and K_A chosen.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Strict(BaseModel):
+    """Base of all recipe parts: unknown keys are errors, values do not change after the check."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SigmaMoEConfig(Strict):
+    """sigma-MoE feed-forward (arXiv 2310.10837): K of N_E experts by sigmoid score, no renormalisation."""
+
+    kind: Literal["sigma_moe"] = "sigma_moe"
+    n_experts: int = Field(ge=1)
+    d_expert: int = Field(default=128, ge=1)
+    top_k: int = Field(ge=1)
+    expert_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    balance_weight: float = Field(default=0.01, ge=0.0)
+
+    @model_validator(mode="after")
+    def _top_k_fits(self) -> SigmaMoEConfig:
+        if self.top_k > self.n_experts:
+            raise ValueError(f"top_k is {self.top_k} but there are {self.n_experts} experts; choose top_k <= {self.n_experts}")
+        return self
+
+
+class DenseFeedForwardConfig(Strict):
+    """Two dense layers with ReLU and biases: the parameter-matched baseline."""
+
+    kind: Literal["dense"] = "dense"
+    d_ff: int = Field(ge=1)
+
+
+class RotaryConfig(Strict):
+    """Rotary positions on the first `fraction` of every head (rounded down to an even number of channels)."""
+
+    fraction: float = Field(default=0.5, ge=0.0, le=1.0)
+    base: float = Field(default=10000.0, gt=0.0)
+
+
+class SwitchHeadConfig(Strict):
+    """SwitchHead attention (arXiv 2312.07987): value and output projections chosen per head among N_A experts.
+
+    With `n_experts: 1` two published forms exist: `output_gate` (official library: dense value and output, one
+    sigmoid gate a head on the attention result) and `gated_expert` (training code: value gated by the source token,
+    output gated by the destination token).
+    """
+
+    kind: Literal["switchhead"] = "switchhead"
+    n_heads: int = Field(ge=1)
+    d_head: int = Field(ge=1)
+    n_experts: int = Field(ge=1)
+    top_k: int = Field(default=2, ge=1)
+    single_expert: Literal["output_gate", "gated_expert"] = "output_gate"
+    rotary: RotaryConfig = RotaryConfig()
+    expert_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    balance_weight: float = Field(default=0.001, ge=0.0)
+
+    @model_validator(mode="after")
+    def _top_k_fits(self) -> SwitchHeadConfig:
+        if self.n_experts > 1 and self.top_k > self.n_experts:
+            raise ValueError(f"top_k is {self.top_k} but a head has {self.n_experts} experts; choose top_k <= {self.n_experts}")
+        return self
+
+
+class DenseAttentionConfig(Strict):
+    """Multi-head attention without biases and without experts."""
+
+    kind: Literal["dense"] = "dense"
+    n_heads: int = Field(ge=1)
+    d_head: int = Field(ge=1)
+    rotary: RotaryConfig = RotaryConfig()
+
+
+class DepthConfig(Strict):
+    """Depth as a schedule: prelude layers, then `group` distinct layers `repeats` times, then coda layers.
+
+    `order` is `cycle` (ABAB..., the paper's) or `loop` (AABB...). A plain transformer is `group: L, repeats: 1`.
+    """
+
+    prelude: int = Field(default=0, ge=0)
+    group: int = Field(default=2, ge=1)
+    repeats: int = Field(default=8, ge=1)
+    coda: int = Field(default=0, ge=0)
+    order: Literal["cycle", "loop"] = "cycle"
+
+    @property
+    def n_layers(self) -> int:
+        """Distinct layers, which is how many sets of weights there are."""
+        return self.prelude + self.group + self.coda
+
+    @property
+    def n_visits(self) -> int:
+        """Unrolled depth: how many times some layer is applied to a token."""
+        return self.prelude + self.group * self.repeats + self.coda
+
+    def schedule(self) -> list[int]:
+        """Layer number of every visit, in order."""
+        first = self.prelude
+        body = list(range(first, first + self.group))
+        if self.order == "cycle":
+            visits = body * self.repeats
+        else:
+            visits = [layer for layer in body for _ in range(self.repeats)]
+        return list(range(first)) + visits + list(range(first + self.group, self.n_layers))
+
+
+Attention = Annotated[SwitchHeadConfig | DenseAttentionConfig, Field(discriminator="kind")]
+FeedForward = Annotated[SigmaMoEConfig | DenseFeedForwardConfig, Field(discriminator="kind")]
+
+
+class ModelConfig(Strict):
+    """A decoder-only language model whose layers may be visited more than once."""
+
+    vocab_size: int = Field(ge=2)
+    d_model: int = Field(ge=1)
+    depth: DepthConfig = DepthConfig()
+    attention: Attention
+    feed_forward: FeedForward
+    norm: Literal["peri", "pre", "post"] = "peri"
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
