@@ -1,0 +1,77 @@
+"""How evenly experts and ranks are used, from counts of routes.
+
+Counts are gathered on the device (`LoadCounter`) and judged on the host, once a logging interval (the plain functions).
+
+Shape suffixes: V visits, E experts, R expert-parallel ranks, W ranks of the world.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def owner_bounds(n_experts: int, expert_parallel: int) -> list[tuple[int, int]]:
+    """First and last-plus-one expert of every expert-parallel rank: floor(E*r/ep) .. floor(E*(r+1)/ep)."""
+    cuts = [n_experts * rank // expert_parallel for rank in range(expert_parallel + 1)]
+    return list(zip(cuts[:-1], cuts[1:], strict=True))
+
+
+def routes_by_owner(loads_VE: Tensor, expert_parallel: int) -> Tensor:
+    """[V, R]: how many of a rank's routes go to each rank of its expert-parallel group."""
+    bounds = owner_bounds(loads_VE.shape[1], expert_parallel)
+    return torch.stack([loads_VE[:, start:stop].sum(dim=1) for start, stop in bounds], dim=1)
+
+
+def dead_share(loads_VE: Tensor) -> Tensor:
+    """[V]: the share of experts that no token chose."""
+    return (loads_VE == 0).double().mean(dim=1)
+
+
+def never_used_share(loads_VE: Tensor, schedule: Sequence[int]) -> float:
+    """The share of experts (of all layers) that no token chose in any visit; `schedule` names the layer of every visit."""
+    by_layer = [loads_VE[[visit for visit, at in enumerate(schedule) if at == layer]].sum(dim=0) for layer in sorted(set(schedule))]
+    return (torch.stack(by_layer) == 0).double().mean().item()
+
+
+def routing_entropy(loads_VE: Tensor) -> Tensor:
+    """[V]: entropy of the distribution of routes over experts divided by ln E: 1 uniform, 0 one expert (or no route)."""
+    n_experts = loads_VE.shape[1]
+    if n_experts == 1:
+        return torch.ones(loads_VE.shape[0], dtype=torch.float64)
+    p_VE = loads_VE.double() / loads_VE.sum(dim=1, keepdim=True).clamp_min(1)
+    return -torch.special.xlogy(p_VE, p_VE).sum(dim=1) / math.log(n_experts)
+
+
+def imbalance(counts: Tensor) -> Tensor:
+    """Largest over mean along the first dimension: 1 is even, n means one of n has all. 1 where there is nothing."""
+    mean = counts.double().mean(dim=0)
+    largest = counts.double().amax(dim=0)
+    return torch.where(mean > 0, largest / mean.clamp_min(torch.finfo(torch.float64).tiny), torch.ones_like(mean))
+
+
+def relative_load(loads_VE: Tensor) -> Tensor:
+    """[V, E]: an expert's routes over the mean of its visit; 1 is the even share."""
+    mean_V1 = loads_VE.double().mean(dim=1, keepdim=True)
+    return loads_VE.double() / mean_V1.clamp_min(torch.finfo(torch.float64).tiny)
+
+
+class LoadCounter:
+    """Adds up routes an expert and visit on the device; nothing is read by the host before `take`."""
+
+    def __init__(self, n_visits: int, n_experts: int, device: torch.device) -> None:
+        self._loads_VE = torch.zeros(n_visits, n_experts, dtype=torch.int64, device=device)
+
+    def add(self, loads: Sequence[Tensor]) -> None:
+        """Add one micro-batch: a list over visits of int64 [E], empty for a model without experts."""
+        if loads:
+            self._loads_VE += torch.stack(tuple(loads))
+
+    def take(self) -> Tensor:
+        """The counts [V, E] since the last call, still on the device."""
+        taken = self._loads_VE
+        self._loads_VE = torch.zeros_like(taken)
+        return taken

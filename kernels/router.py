@@ -1,0 +1,54 @@
+"""What a router's logits mean: which experts, with what weight, and how evenly over a sequence.
+
+Experts are scored by a sigmoid and do not compete (sigma-MoE, arXiv 2310.10837): the K best are taken and their sigmoids
+are used as they are, not renormalised. The softmax of the same logits serves only the entropy regulariser
+(arXiv 2405.16039, eq. 4). Everything here is computed in float32, or in the input's type if that is wider.
+
+Shape suffixes: B sequences, T tokens, E experts, K experts chosen a token.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def select(logits_TE: Tensor, top_k: int, dropout: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
+    """The `top_k` experts of every token with the highest scores: int64 [..., K], best first.
+
+    The sigmoid is monotone, so logits are compared: they keep apart scores that a saturated sigmoid would tie.
+
+    Args:
+        logits_TE: router logits [..., E].
+        top_k: experts a token, at most E.
+        dropout: probability with which a score is masked out before the choice (expert dropout; no rescaling).
+        generator: source of the dropout mask.
+    """
+    score_TE = _wide(logits_TE.detach())
+    if dropout > 0.0:
+        draw_TE = torch.rand(score_TE.shape, generator=generator, device=score_TE.device)
+        score_TE = score_TE.masked_fill(draw_TE < dropout, -torch.inf)
+    return score_TE.topk(top_k, dim=-1).indices
+
+
+def weigh(logits_TE: Tensor, expert_TK: Tensor) -> Tensor:
+    """Weights of the chosen experts, sigmoid(logit), [..., K]; the only way a gradient reaches the router from the output."""
+    return torch.sigmoid(_wide(logits_TE.gather(-1, expert_TK)))
+
+
+def softmax_sum(logits_BTE: Tensor) -> Tensor:
+    """Sum over tokens of the softmax over experts, [B, E]: what a visit adds to the regulariser's running statistic."""
+    return torch.softmax(_wide(logits_BTE), dim=-1).sum(dim=-2)
+
+
+def negative_entropy(p_BE: Tensor) -> Tensor:
+    """sum_e p ln p of each row [B] (eq. 4 before its weight): -ln E when even, 0 when one expert has everything.
+
+    An expert with p = 0 adds nothing and gets a large finite gradient, where p ln p itself has an infinite one.
+    """
+    p_BE = _wide(p_BE)
+    return (p_BE * p_BE.clamp_min(torch.finfo(p_BE.dtype).tiny).log()).sum(dim=-1)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,0 +1,160 @@
+"""A pool of long-lived worker processes for tests that need several ranks.
+
+    results = pool.run(4, "exchange_work:compare", experts=7)
+
+runs `compare(experts=7)` of `tests/distributed/exchange_work.py` in four processes whose RANK, WORLD_SIZE,
+LOCAL_RANK, LOCAL_WORLD_SIZE and MASTER_* are set as a launcher would, and returns the four results in rank order.
+Starting a process costs seconds (torch is imported), a call costs milliseconds. The pool holds the store at which
+ranks meet, so no port has to be free for each call.
+"""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import os
+import pickle
+import shutil
+import signal
+import tempfile
+import time
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from pool_worker import serve
+from torch.distributed import TCPStore
+
+MAX_WORLD = 4
+GRACE_SECONDS = 20.0
+
+
+class WorkerError(AssertionError):
+    """A rank raised, died or hung; the message holds its traceback or the end of its log."""
+
+
+class Pool:
+    """Worker processes 0..MAX_WORLD-1, started when first needed, started again after one died or hung."""
+
+    def __init__(self) -> None:
+        self._context = multiprocessing.get_context("spawn")
+        self._folder = Path(tempfile.mkdtemp(prefix="mootron-pool-"))
+        self._workers: list[tuple[BaseProcess, Connection]] = []
+        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self._calls = 0
+        atexit.register(self.close)
+
+    def run(self, world: int, target: str, *, timeout: float = 120.0, **arguments: Any) -> list[Any]:
+        """Call `target` ("module:function") with `arguments` in ranks 0..world-1; their results in rank order.
+
+        Raises:
+            WorkerError: a rank raised (its traceback), died (its exit code) or gave no answer in `timeout` seconds
+                (its stack); the message names the rank.
+        """
+        if not 1 <= world <= MAX_WORLD:
+            raise ValueError(f"world is {world}; the pool has 1 to {MAX_WORLD} ranks")
+        self._start(world)
+        self._calls += 1
+        for rank, (_, calls) in enumerate(self._workers[:world]):
+            calls.send_bytes(pickle.dumps((target, self._environment(rank, world), arguments)))
+        results, faults = self._collect(world, timeout)
+        if faults:
+            raise WorkerError(f"{target} in a world of {world}\n" + "\n".join(faults))
+        return results
+
+    def close(self) -> None:
+        """End the workers; a later `run` starts new ones."""
+        for _, calls in self._workers:
+            calls.close()
+        for process, _ in self._workers:
+            process.join(timeout=5)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        self._workers = []
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _start(self, world: int) -> None:
+        self._folder.mkdir(exist_ok=True)
+        inherited = os.environ.get("OMP_NUM_THREADS")
+        os.environ["OMP_NUM_THREADS"] = "1"
+        try:
+            while len(self._workers) < world:
+                mine, theirs = self._context.Pipe()
+                log = str(self._log(len(self._workers)))
+                process = self._context.Process(target=serve, args=(theirs, log), name=f"rank-{len(self._workers)}")
+                process.start()
+                theirs.close()
+                self._workers.append((process, mine))
+        finally:
+            if inherited is None:
+                del os.environ["OMP_NUM_THREADS"]
+            else:
+                os.environ["OMP_NUM_THREADS"] = inherited
+
+    def _environment(self, rank: int, world: int) -> dict[str, str]:
+        """A launcher's variables; the two of torchelastic make ranks meet in the pool's store, apart for each call."""
+        return {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(world),
+            "LOCAL_RANK": str(rank),
+            "LOCAL_WORLD_SIZE": str(world),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(self._store.port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "TORCHELASTIC_RESTART_COUNT": str(self._calls),
+        }
+
+    def _collect(self, world: int, timeout: float) -> tuple[list[Any], list[str]]:
+        """Results in rank order and what went wrong; the pool is closed when a rank did not answer."""
+        results: list[Any] = [None] * world
+        faults: list[str] = []
+        pending = {calls: rank for rank, (_, calls) in enumerate(self._workers[:world])}
+        deadline = time.monotonic() + timeout
+        lost = False
+        while pending and (ready := wait(list(pending), max(0.0, deadline - time.monotonic()))):
+            for calls in ready:
+                assert isinstance(calls, Connection)
+                rank = pending.pop(calls)
+                try:
+                    succeeded, result = pickle.loads(calls.recv_bytes())
+                except (EOFError, ConnectionResetError):
+                    lost = True
+                    faults.append(self._obituary(rank))
+                    continue
+                if succeeded:
+                    results[rank] = result
+                else:
+                    faults.append(f"rank {rank} raised:\n{result}")
+            if faults:
+                deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
+        faults.extend(self._stack(rank, timeout) for rank in pending.values())
+        if lost or pending:
+            for process, _ in self._workers:
+                process.kill()
+            self.close()
+        return results, faults
+
+    def _log(self, rank: int) -> Path:
+        return self._folder / f"rank-{rank}.log"
+
+    def _tail(self, rank: int) -> str:
+        log = self._log(rank)
+        return log.read_text(errors="replace")[-4000:] if log.exists() else ""
+
+    def _obituary(self, rank: int) -> str:
+        process = self._workers[rank][0]
+        process.join(timeout=5)
+        return f"rank {rank} died with exit code {process.exitcode}; the end of its log:\n{self._tail(rank)}"
+
+    def _stack(self, rank: int, timeout: float) -> str:
+        """Ask a silent rank for its stack, which it writes into its log."""
+        process = self._workers[rank][0]
+        before = self._log(rank).stat().st_size if self._log(rank).exists() else 0
+        if process.pid is not None and process.is_alive():
+            os.kill(process.pid, signal.SIGUSR1)
+        deadline = time.monotonic() + 2
+        while time.monotonic() < deadline and self._log(rank).stat().st_size == before:
+            time.sleep(0.05)
+        return f"rank {rank} gave no answer (limit {timeout:g} s); the end of its log:\n{self._tail(rank)}"
