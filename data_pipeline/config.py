@@ -39,12 +39,24 @@ class SourceConfig(Strict):
 
 
 class TokenizerConfig(Strict):
-    """`byte_bpe` and `sentencepiece_bpe` are trained on the corpus; `file` loads a tokenizer.json or a .model file."""
+    """`byte_bpe` and `sentencepiece_bpe` are trained on the corpus; `file` loads a tokenizer.json or a .model file.
+
+    `document_end` is what follows every document: a `token`, the plain text `<STORY_SEP>` (the paper's protocol) or
+    nothing; `auto` is story_sep for `sentencepiece_bpe` and token for the others.
+    """
 
     kind: Literal["byte_bpe", "sentencepiece_bpe", "file"] = "byte_bpe"
     vocab_size: int = Field(default=4096, ge=257)
     path: str | None = None
     train_megabytes: float = Field(default=32.0, gt=0.0)
+    document_end: Literal["auto", "token", "story_sep", "none"] = "auto"
+
+    @property
+    def resolved_end(self) -> Literal["token", "story_sep", "none"]:
+        """`document_end` with `auto` decided."""
+        if self.document_end != "auto":
+            return self.document_end
+        return "story_sep" if self.kind == "sentencepiece_bpe" else "token"
 
     @model_validator(mode="after")
     def _path_given(self) -> TokenizerConfig:
@@ -77,4 +89,13 @@ class DataConfig(Strict):
         names = [source.name for source in self.sources]
         if len(set(names)) != len(names):
             raise ValueError(f"source names must differ, got {names}")
+        return self
+
+    @model_validator(mode="after")
+    def _mask_can_see_documents(self) -> DataConfig:
+        if self.document_mask and self.tokenizer.resolved_end != "token":
+            raise ValueError(
+                f"document_mask needs documents that end in a token, but tokenizer.document_end is {self.tokenizer.resolved_end}; "
+                "set tokenizer.document_end to token or document_mask to false"
+            )
         return self

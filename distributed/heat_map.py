@@ -29,7 +29,7 @@ def colours(relative_VE: np.ndarray) -> np.ndarray:
     return np.rint(rgb_VEC).astype(np.uint8)
 
 
-def heat_map(routes_VE: np.ndarray, row_height: int = 16, width: int = 1024) -> np.ndarray:
+def heat_map(routes_VE: np.ndarray, row_height: int = 24, width: int = 1024) -> np.ndarray:
     """The picture as uint8 [Y, X, 3].
 
     Args:

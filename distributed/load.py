@@ -7,6 +7,7 @@ Shape suffixes: V visits, E experts, R expert-parallel ranks, W ranks of the wor
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -17,7 +18,7 @@ from torch import Tensor
 def owner_bounds(n_experts: int, expert_parallel: int) -> list[tuple[int, int]]:
     """First and last-plus-one expert of every expert-parallel rank: floor(E*r/ep) .. floor(E*(r+1)/ep)."""
     cuts = [n_experts * rank // expert_parallel for rank in range(expert_parallel + 1)]
-    return list(zip(cuts[:-1], cuts[1:], strict=True))
+    return list(itertools.pairwise(cuts))
 
 
 def routes_by_owner(loads_VE: Tensor, expert_parallel: int) -> Tensor:

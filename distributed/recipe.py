@@ -99,9 +99,14 @@ class LoggingConfig(Strict):
 
 
 class ClusterConfig(Strict):
-    """Workers of the run (`null`: one a GPU, else two) and the CPUs each may use (`null`: an equal share)."""
+    """Workers of the run (`null`: one a GPU, else two) and the CPUs each may use (`null`: an equal share).
+
+    `nodes`: spread them evenly over so many nodes (`null`: wherever they fit); `address`: of a running Ray cluster
+    (`null`: a private one on this machine).
+    """
 
     workers: int | None = Field(default=None, ge=1)
+    nodes: int | None = Field(default=None, ge=1)
     cpus_per_worker: float | None = Field(default=None, gt=0.0)
     address: str | None = None
     timeout_seconds: int = Field(default=600, ge=10)

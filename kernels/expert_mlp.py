@@ -1,7 +1,7 @@
 """The expert layer: every row through its chosen two-layer ReLU experts, summed with the router's weights.
 
 Shape suffixes: S rows, Q routes (row_Q[q] goes to expert_Q[q] with weight_Q[q]), E experts, D model width, F expert width.
-Inside the Function everything with Q stands in expert order.
+N routes of one chunk. Inside the Function everything with Q or N stands in expert order.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels.grouped_matmul import outer_products, rows_times, run_sizes
-from kernels.routes import sort_routes
-from kernels.segment_sum import segment_sum
+from kernels.grouped_matmul import arithmetic_dtype, outer_products, rows_times
+from kernels.routes import Chunk, cut, sort_routes
+from kernels.rows import add_rows, row_dot, weighted, wide_dtype
 from kernels.spans import span
-from kernels.weighting import row_dot, weighted
 
 
 def expert_mlp(
@@ -53,34 +52,53 @@ class _ExpertMLP(torch.autograd.Function):
     ) -> Tensor:
         with span("experts"):
             order_Q, ends_E = sort_routes(expert_Q, up_EDF.shape[0])
-            by_row = sort_routes(row_Q[order_Q], x_SD.shape[0])
-            sizes = run_sizes(ends_E)
-            row_Q, sorted_weight_Q = row_Q[order_Q], weight_Q[order_Q]
-            hidden_QF = rows_times(x_SD[row_Q], up_EDF, sizes).relu_()
-            answer_QD = rows_times(weighted(hidden_QF, sorted_weight_Q), down_EFD, sizes)
-            ctx.sizes = sizes
-            ctx.save_for_backward(x_SD, row_Q, order_Q, sorted_weight_Q, up_EDF, down_EFD, *by_row, None if recompute else hidden_QF)
-            return segment_sum(answer_QD, *by_row)
+            ctx.chunks = cut(ends_E)
+            row_Q, weight_Q = row_Q[order_Q], weight_Q[order_Q]
+            data_SD = x_SD.to(arithmetic_dtype(x_SD))
+            y_SD = torch.zeros_like(x_SD, dtype=wide_dtype(x_SD.dtype), memory_format=torch.contiguous_format)
+            hidden = []
+            for chunk in ctx.chunks:
+                row_N, weight_N = row_Q[chunk.routes], weight_Q[chunk.routes]
+                hidden_NF = _hidden(data_SD.index_select(0, row_N), up_EDF, chunk, x_SD.dtype)
+                answer_ND = rows_times(weighted(hidden_NF, weight_N, data_SD.dtype), down_EFD[chunk.experts], chunk.sizes)
+                add_rows(y_SD, row_N, answer_ND)
+                hidden += [] if recompute else [hidden_NF]
+            ctx.save_for_backward(x_SD, row_Q, order_Q, weight_Q, up_EDF, down_EFD, *hidden)
+            return y_SD.to(x_SD.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_SD: Tensor) -> tuple[Tensor | None, ...]:
-        x_SD, row_Q, order_Q, weight_Q, up_EDF, down_EFD, pick_Q, ends_S, hidden_QF = ctx.saved_tensors
-        needs_x, _, _, needs_weight, needs_up, needs_down, _ = ctx.needs_input_grad
-        dx_SD = dweight_Q = dup_EDF = ddown_EFD = None
         with span("experts"):
-            if hidden_QF is None:
-                hidden_QF = rows_times(x_SD[row_Q], up_EDF, ctx.sizes).relu_()
-            dy_QD = dy_SD[row_Q]
-            if needs_down:
-                ddown_EFD = outer_products(weighted(hidden_QF, weight_Q), dy_QD, ctx.sizes)
-            dhidden_QF = rows_times(dy_QD, down_EFD.transpose(1, 2), ctx.sizes)
-            if needs_weight:
-                dweight_Q = torch.empty_like(weight_Q)
-                dweight_Q[order_Q] = row_dot(hidden_QF, dhidden_QF).to(weight_Q.dtype)
-            dhidden_QF = weighted(dhidden_QF, weight_Q).masked_fill_(hidden_QF <= 0, 0)
-            if needs_up:
-                dup_EDF = outer_products(x_SD[row_Q], dhidden_QF, ctx.sizes)
-            if needs_x:
-                dx_SD = segment_sum(rows_times(dhidden_QF, up_EDF.transpose(1, 2), ctx.sizes), pick_Q, ends_S)
-        return dx_SD, None, None, dweight_Q, dup_EDF, ddown_EFD, None
+            return _backward(ctx, dy_SD)
+
+
+def _backward(ctx: Any, dy_SD: Tensor) -> tuple[Tensor | None, ...]:
+    x_SD, row_Q, order_Q, weight_Q, up_EDF, down_EFD, *hidden = ctx.saved_tensors
+    needs_x, _, _, needs_weight, needs_up, needs_down, _ = ctx.needs_input_grad
+    dtype, wide = arithmetic_dtype(x_SD), wide_dtype(x_SD.dtype)
+    data_SD, dy_SD = x_SD.to(dtype), dy_SD.to(dtype)
+    dx_SD = torch.zeros_like(x_SD, dtype=wide, memory_format=torch.contiguous_format) if needs_x else None
+    dweight_Q = torch.empty_like(weight_Q) if needs_weight else None
+    dup_EDF = torch.empty_like(up_EDF, memory_format=torch.contiguous_format) if needs_up else None
+    ddown_EFD = torch.empty_like(down_EFD, memory_format=torch.contiguous_format) if needs_down else None
+    for number, chunk in enumerate(ctx.chunks):
+        row_N, weight_N = row_Q[chunk.routes], weight_Q[chunk.routes]
+        rows_ND, dy_ND = data_SD.index_select(0, row_N), dy_SD.index_select(0, row_N)
+        hidden_NF = hidden[number] if hidden else _hidden(rows_ND, up_EDF, chunk, x_SD.dtype)
+        if ddown_EFD is not None:
+            outer_products(weighted(hidden_NF, weight_N, dtype), dy_ND, chunk.sizes, out_EDF=ddown_EFD[chunk.experts])
+        dhidden_NF = rows_times(dy_ND, down_EFD[chunk.experts].transpose(1, 2), chunk.sizes)
+        if dweight_Q is not None:
+            dweight_Q[order_Q[chunk.routes]] = row_dot(hidden_NF, dhidden_NF).to(weight_Q.dtype)
+        dhidden_NF = weighted(dhidden_NF, weight_N, dtype).masked_fill_(hidden_NF <= 0, 0)
+        if dup_EDF is not None:
+            outer_products(rows_ND, dhidden_NF, chunk.sizes, out_EDF=dup_EDF[chunk.experts])
+        if dx_SD is not None:
+            add_rows(dx_SD, row_N, rows_times(dhidden_NF, up_EDF[chunk.experts].transpose(1, 2), chunk.sizes))
+    return None if dx_SD is None else dx_SD.to(x_SD.dtype), None, None, dweight_Q, dup_EDF, ddown_EFD, None
+
+
+def _hidden(rows_ND: Tensor, up_EDF: Tensor, chunk: Chunk, dtype: torch.dtype) -> Tensor:
+    """relu(rows @ up) of a chunk, rounded to `dtype`, so that recomputed and kept activations are the same bits."""
+    return rows_times(rows_ND, up_EDF[chunk.experts], chunk.sizes).relu_().to(dtype)

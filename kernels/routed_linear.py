@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels.grouped_matmul import outer_products, rows_times, run_sizes
-from kernels.routes import sort_routes
-from kernels.segment_sum import segment_sum
-from kernels.weighting import row_dot, weighted
+from kernels.grouped_matmul import arithmetic_dtype, outer_products, rows_times
+from kernels.routes import cut, sort_routes
+from kernels.rows import add_rows, row_dot, weighted, wide_dtype
 
 
 def routed_linear(
@@ -51,26 +50,37 @@ class _RoutedLinear(torch.autograd.Function):
         ctx: Any, x_RD: Tensor, w_EDF: Tensor, in_row_Q: Tensor, out_row_Q: Tensor, expert_Q: Tensor, weight_Q: Tensor, n_out: int
     ) -> Tensor:
         order_Q, ends_E = sort_routes(expert_Q, w_EDF.shape[0])
-        ctx.sizes, ctx.n_in = run_sizes(ends_E), x_RD.shape[0]
+        ctx.chunks = cut(ends_E)
         in_row_Q, out_row_Q, weight_Q = in_row_Q[order_Q], out_row_Q[order_Q], weight_Q[order_Q]
-        answer_QF = rows_times(x_RD[in_row_Q], w_EDF, ctx.sizes)
-        ctx.save_for_backward(x_RD, w_EDF, order_Q, in_row_Q, out_row_Q, weight_Q, answer_QF)
-        return segment_sum(weighted(answer_QF, weight_Q), *sort_routes(out_row_Q, n_out))
+        ctx.save_for_backward(x_RD, w_EDF, order_Q, in_row_Q, out_row_Q, weight_Q)
+        data_RD, wide = x_RD.to(arithmetic_dtype(x_RD)), wide_dtype(x_RD.dtype)
+        y_OF = torch.zeros(n_out, w_EDF.shape[2], dtype=wide, device=x_RD.device)
+        for chunk in ctx.chunks:
+            answer_NF = rows_times(data_RD.index_select(0, in_row_Q[chunk.routes]), w_EDF[chunk.experts], chunk.sizes)
+            add_rows(y_OF, out_row_Q[chunk.routes], weighted(answer_NF, weight_Q[chunk.routes], wide))
+        return y_OF.to(x_RD.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_OF: Tensor) -> tuple[Tensor | None, ...]:
-        x_RD, w_EDF, order_Q, in_row_Q, out_row_Q, weight_Q, answer_QF = ctx.saved_tensors
+        x_RD, w_EDF, order_Q, in_row_Q, out_row_Q, weight_Q = ctx.saved_tensors
         needs_x, needs_w, _, _, _, needs_weight, _ = ctx.needs_input_grad
-        dx_RD = dw_EDF = dweight_Q = None
-        dy_QF = dy_OF[out_row_Q]
-        if needs_weight:
-            dweight_Q = torch.empty_like(weight_Q)
-            dweight_Q[order_Q] = row_dot(answer_QF, dy_QF).to(weight_Q.dtype)
-        danswer_QF = weighted(dy_QF, weight_Q)
-        if needs_w:
-            dw_EDF = outer_products(x_RD[in_row_Q], danswer_QF, ctx.sizes)
-        if needs_x:
-            dx_QD = rows_times(danswer_QF, w_EDF.transpose(1, 2), ctx.sizes)
-            dx_RD = segment_sum(dx_QD, *sort_routes(in_row_Q, ctx.n_in))
-        return dx_RD, dw_EDF, None, None, None, dweight_Q, None
+        dtype, wide = arithmetic_dtype(x_RD), wide_dtype(x_RD.dtype)
+        data_RD, dy_OF = x_RD.to(dtype), dy_OF.to(dtype)
+        dx_RD = torch.zeros_like(x_RD, dtype=wide, memory_format=torch.contiguous_format) if needs_x else None
+        dw_EDF = torch.empty_like(w_EDF, memory_format=torch.contiguous_format) if needs_w else None
+        dweight_Q = torch.empty_like(weight_Q) if needs_weight else None
+        for chunk in ctx.chunks:
+            in_row_N, weight_N = in_row_Q[chunk.routes], weight_Q[chunk.routes]
+            rows_ND, dy_NF = data_RD.index_select(0, in_row_N), dy_OF.index_select(0, out_row_Q[chunk.routes])
+            if dw_EDF is not None:
+                outer_products(rows_ND, weighted(dy_NF, weight_N, dtype), chunk.sizes, out_EDF=dw_EDF[chunk.experts])
+            if dx_RD is None and dweight_Q is None:
+                continue
+            # Without the weight this serves both: its dot product with the row is the weight's gradient.
+            drows_ND = rows_times(dy_NF, w_EDF[chunk.experts].transpose(1, 2), chunk.sizes)
+            if dweight_Q is not None:
+                dweight_Q[order_Q[chunk.routes]] = row_dot(rows_ND, drows_ND).to(weight_Q.dtype)
+            if dx_RD is not None:
+                add_rows(dx_RD, in_row_N, weighted(drows_ND, weight_N, wide))
+        return None if dx_RD is None else dx_RD.to(x_RD.dtype), dw_EDF, None, None, None, dweight_Q, None

@@ -1,14 +1,19 @@
-"""Routes in expert order: the permutation that puts every expert's work in one contiguous run.
+"""Routes in expert order: the permutation that puts every expert's work in one contiguous run, and its cuts.
 
 Shape suffixes: Q routes (one row sent to one expert), E experts.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+# Rows gathered at a time on a CPU: their copies then stay in the cache, and the allocator hands the same memory out
+# again, where an array of all routes would be mapped and faulted in page by page on every call.
+ROUTES_A_CHUNK = 1024
 
 
 class Routes(NamedTuple):
@@ -16,6 +21,14 @@ class Routes(NamedTuple):
 
     order_Q: Tensor
     ends_E: Tensor
+
+
+class Chunk(NamedTuple):
+    """Neighbouring experts worked on together: which experts, which routes in expert order, routes of each expert."""
+
+    experts: slice
+    routes: slice
+    sizes: list[int]
 
 
 def sort_routes(expert_Q: Tensor, n_experts: int) -> Routes:
@@ -35,3 +48,20 @@ def sort_routes_reference(expert_Q: Tensor, n_experts: int) -> Routes:
     runs = [(expert_Q == expert).nonzero().flatten() for expert in range(n_experts)]
     ends_E = torch.tensor([len(run) for run in runs], dtype=torch.int64, device=expert_Q.device).cumsum(0)
     return Routes(torch.cat([*runs, expert_Q.new_empty(0)]), ends_E)
+
+
+def cut(ends_E: Tensor) -> list[Chunk]:
+    """Whole experts in chunks of about `ROUTES_A_CHUNK` routes, all experts covered; one chunk on an accelerator.
+
+    Reads `ends_E` to the host.
+    """
+    limit = ROUTES_A_CHUNK if ends_E.device.type == "cpu" else None
+    ends = [0, *ends_E.tolist()]
+    sizes = [stop - start for start, stop in pairwise(ends)]
+    chunks, first = [], 0
+    for expert in range(len(sizes)):
+        full = limit is not None and ends[expert + 1] - ends[first] >= limit
+        if full or expert + 1 == len(sizes):
+            chunks.append(Chunk(slice(first, expert + 1), slice(ends[first], ends[expert + 1]), sizes[first : expert + 1]))
+            first = expert + 1
+    return chunks

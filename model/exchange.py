@@ -43,6 +43,9 @@ class Exchange(Protocol):
     parts: int
     """In how many parts a batch is cut so that the dispatch of one runs under the experts of another."""
 
+    size: int
+    """How many ranks share the experts; above 1 every bank counts as partitioned, even where one rank owns all of it."""
+
     def owned(self, n_experts: int) -> range:
         """Global numbers of the experts that live on this rank (may be empty)."""
         ...
@@ -59,7 +62,10 @@ class Exchange(Protocol):
         ...
 
     def combine(self, y_SD: Tensor, dispatched: Handle) -> Handle:
-        """Send the results of `dispatched`'s rows home; `wait()` gives y_TD, summed over the ranks."""
+        """Send the results of `dispatched`'s rows home; `wait()` gives y_TD, summed over the ranks.
+
+        A result may have another width than the row it answers (SwitchHead's value bank: D in, H*d_head out).
+        """
         ...
 
 
@@ -67,6 +73,7 @@ class LocalExchange:
     """All experts in this process: the identity form of `Exchange`."""
 
     parts = 1
+    size = 1
 
     def owned(self, n_experts: int) -> range:
         return range(n_experts)

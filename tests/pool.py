@@ -5,7 +5,7 @@
 runs `compare(experts=7)` of `tests/distributed/exchange_work.py` in four processes whose RANK, WORLD_SIZE,
 LOCAL_RANK, LOCAL_WORLD_SIZE and MASTER_* are set as a launcher would, and returns the four results in rank order.
 Starting a process costs seconds (torch is imported), a call costs milliseconds. The pool holds the store at which
-ranks meet, so no port has to be free for each call.
+the ranks of a call meet, so that no port is chosen before it is bound.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import shutil
 import signal
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -41,8 +43,7 @@ class Pool:
         self._context = multiprocessing.get_context("spawn")
         self._folder = Path(tempfile.mkdtemp(prefix="mootron-pool-"))
         self._workers: list[tuple[BaseProcess, Connection]] = []
-        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        self._calls = 0
+        self._store: TCPStore | None = None
         atexit.register(self.close)
 
     def run(self, world: int, target: str, *, timeout: float = 120.0, **arguments: Any) -> list[Any]:
@@ -55,9 +56,9 @@ class Pool:
         if not 1 <= world <= MAX_WORLD:
             raise ValueError(f"world is {world}; the pool has 1 to {MAX_WORLD} ranks")
         self._start(world)
-        self._calls += 1
+        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         for rank, (_, calls) in enumerate(self._workers[:world]):
-            calls.send_bytes(pickle.dumps((target, self._environment(rank, world), arguments)))
+            calls.send_bytes(pickle.dumps((target, _environment(rank, world, self._store.port), arguments)))
         results, faults = self._collect(world, timeout)
         if faults:
             raise WorkerError(f"{target} in a world of {world}\n" + "\n".join(faults))
@@ -76,35 +77,24 @@ class Pool:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _start(self, world: int) -> None:
+        """Bring the pool to at least `world` workers, all of them ready for a call."""
+        if any(not process.is_alive() for process, _ in self._workers):
+            self.close()
         self._folder.mkdir(exist_ok=True)
-        inherited = os.environ.get("OMP_NUM_THREADS")
-        os.environ["OMP_NUM_THREADS"] = "1"
-        try:
-            while len(self._workers) < world:
-                mine, theirs = self._context.Pipe()
-                log = str(self._log(len(self._workers)))
-                process = self._context.Process(target=serve, args=(theirs, log), name=f"rank-{len(self._workers)}")
+        known = len(self._workers)
+        for rank in range(known, world):
+            self._log(rank).touch()
+            mine, theirs = self._context.Pipe()
+            process = self._context.Process(target=serve, args=(theirs, str(self._log(rank))), name=f"rank-{rank}")
+            with _one_thread():
                 process.start()
-                theirs.close()
-                self._workers.append((process, mine))
-        finally:
-            if inherited is None:
-                del os.environ["OMP_NUM_THREADS"]
-            else:
-                os.environ["OMP_NUM_THREADS"] = inherited
-
-    def _environment(self, rank: int, world: int) -> dict[str, str]:
-        """A launcher's variables; the two of torchelastic make ranks meet in the pool's store, apart for each call."""
-        return {
-            "RANK": str(rank),
-            "WORLD_SIZE": str(world),
-            "LOCAL_RANK": str(rank),
-            "LOCAL_WORLD_SIZE": str(world),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(self._store.port),
-            "TORCHELASTIC_USE_AGENT_STORE": "True",
-            "TORCHELASTIC_RESTART_COUNT": str(self._calls),
-        }
+            theirs.close()
+            self._workers.append((process, mine))
+        for rank, (_, calls) in enumerate(self._workers[known:], known):
+            try:
+                calls.recv_bytes()
+            except (EOFError, ConnectionResetError):
+                raise WorkerError(self._obituary(rank)) from None
 
     def _collect(self, world: int, timeout: float) -> tuple[list[Any], list[str]]:
         """Results in rank order and what went wrong; the pool is closed when a rank did not answer."""
@@ -140,8 +130,7 @@ class Pool:
         return self._folder / f"rank-{rank}.log"
 
     def _tail(self, rank: int) -> str:
-        log = self._log(rank)
-        return log.read_text(errors="replace")[-4000:] if log.exists() else ""
+        return self._log(rank).read_text(errors="replace")[-4000:]
 
     def _obituary(self, rank: int) -> str:
         process = self._workers[rank][0]
@@ -151,10 +140,37 @@ class Pool:
     def _stack(self, rank: int, timeout: float) -> str:
         """Ask a silent rank for its stack, which it writes into its log."""
         process = self._workers[rank][0]
-        before = self._log(rank).stat().st_size if self._log(rank).exists() else 0
+        before = self._log(rank).stat().st_size
         if process.pid is not None and process.is_alive():
             os.kill(process.pid, signal.SIGUSR1)
         deadline = time.monotonic() + 2
         while time.monotonic() < deadline and self._log(rank).stat().st_size == before:
             time.sleep(0.05)
         return f"rank {rank} gave no answer (limit {timeout:g} s); the end of its log:\n{self._tail(rank)}"
+
+
+def _environment(rank: int, world: int, port: int) -> dict[str, str]:
+    """A launcher's variables. The last one says that the store is served already, as torchrun's agent does."""
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """OpenMP reads its variable when a process starts; spinning threads of several ranks slow each other down."""
+    inherited = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        if inherited is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = inherited

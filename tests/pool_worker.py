@@ -10,6 +10,7 @@ import faulthandler
 import importlib
 import os
 import pickle
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -32,8 +33,6 @@ def extend_path() -> None:
 
 def serve(calls: Connection, log_path: str) -> None:
     """Answer calls until the pool closes the pipe. Output goes to `log_path`, stack traces (SIGUSR1) too."""
-    import signal
-
     log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -41,6 +40,7 @@ def serve(calls: Connection, log_path: str) -> None:
     extend_path()
     torch.set_num_threads(1)
     clean_environment = dict(os.environ)
+    calls.send_bytes(b"ready")
     while True:
         try:
             target, environment, arguments = pickle.loads(calls.recv_bytes())

@@ -1,0 +1,33 @@
+"""List runs with state, step, loss, tokens/s and the age of these figures.
+
+`lost`: the run was at work, but its process is gone; resume goes on from its newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("names", nargs="*", metavar="RUN", help="only these (default: all)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the table, and under it why a failed run failed."""
+    from rich.console import Console
+
+    from cluster.run_status import all_runs, status_of, status_table
+    from distributed.run_folder import RunFolder, runs_root
+
+    console = Console()
+    folders = [RunFolder.existing(name) for name in args.names] or all_runs()
+    if not folders:
+        console.print(f"no runs in {runs_root()} yet; ./launch.sh train starts one", highlight=False)
+        return 0
+    rows = [status_of(folder) for folder in folders]
+    console.print(status_table(rows))
+    for row in rows:
+        if row.state == "failed" and row.reason:
+            console.print(f"\n{row.name}: {row.reason}", highlight=False, markup=False)
+    return 0

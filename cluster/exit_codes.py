@@ -1,0 +1,7 @@
+"""What the exit code of a command tells a script or a scheduler."""
+
+DONE = 0
+FAILED = 1
+USER_ERROR = 2
+RESUME_ME = 75  # EX_TEMPFAIL of sysexits.h: the run stopped after a checkpoint and wants `resume`
+INTERRUPTED = 130

@@ -1,0 +1,38 @@
+"""New lines of a run's metrics.jsonl, as they are written."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from distributed.run_folder import RunFolder
+
+
+class MetricsTail:
+    """Reads from where the file ends now; follows it when a resumed trainer replaces it by a shorter one."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self.path = run.metrics_path
+        self.inode, self.offset = self._identity()
+
+    def read(self) -> list[dict[str, Any]]:
+        """Figures of the intervals since the last call; a line cut in half waits for its rest."""
+        inode, size = self._identity()
+        if inode != self.inode:  # replaced: its lines are of steps that were shown already
+            self.inode, self.offset = inode, size
+            return []
+        if size <= self.offset:
+            return []
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            whole, newline, _ = file.read().rpartition(b"\n")
+        self.offset += len(whole) + len(newline)
+        return [json.loads(line) for line in whole.splitlines() if line.strip()]
+
+    def _identity(self) -> tuple[int, int]:
+        try:
+            found = os.stat(self.path)
+        except FileNotFoundError:
+            return 0, 0
+        return found.st_ino, found.st_size

@@ -1,0 +1,141 @@
+"""A new run from what the user typed: its recipe, its folder, its checks, its start."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from cluster.corpus import ensure_corpus
+from cluster.launcher import Start, launch
+from cluster.recipes import find_recipe, split_words
+from cluster.run_lock import RunLock, lock_path
+from cluster.sizing import fit_expert_parallel, plan_run
+from cluster.worker_group import GroupPlan
+from distributed.errors import RunError
+from distributed.recipe import Recipe, check_world, load_recipe
+from distributed.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class NewRun:
+    """The words after `train`, and its options."""
+
+    words: list[str]
+    name: str | None = None
+    branch_from: str | None = None
+    address: str | None = None
+
+    def recipe(self) -> Recipe:
+        """The checked recipe; a branch starts from the recipe of its origin unless another is named.
+
+        Raises:
+            RunError: recipe, override, name or branch is wrong.
+        """
+        named, overrides = split_words(self.words)
+        path = find_recipe(named)
+        name = self.name
+        if self.branch_from is not None:
+            origin, step = find_checkpoint(self.branch_from)
+            if all("=" in word for word in self.words):
+                path = origin.recipe_path
+            name = name or f"{origin.name}-from-{step}"
+        if name is not None:
+            overrides = [*overrides, f"name={name!r}"]
+        if self.address is not None:
+            overrides = [*overrides, f"cluster.address={self.address!r}"]
+        return load_recipe(path, overrides)
+
+    def plan(self) -> tuple[Recipe, GroupPlan]:
+        """The recipe as it will run here, and its worker group.
+
+        Raises:
+            RunError, ClusterError: the recipe does not fit the number of workers.
+        """
+        recipe = self.recipe()
+        plan = plan_run(recipe)
+        chosen = recipe.cluster.workers is not None or any(word.startswith("expert_parallel.size=") for word in self.words)
+        if plan.gpus_per_worker and not chosen:
+            recipe = fit_expert_parallel(recipe, plan.workers)
+        check_world(recipe, plan.workers)
+        return recipe, plan
+
+    def start(self, console: Console) -> int:
+        """Check everything, then run; returns the exit code."""
+        recipe, plan = self.plan()
+        run = self._free_name(RunFolder.named(recipe.name))
+        recipe = recipe.model_copy(update={"name": run.name})
+        with RunLock(run) as lock:
+            clear_unstarted(run)
+            ensure_corpus(recipe, console)
+            run.create(recipe)
+            announce(recipe, plan, run, console)
+            return launch(Start(run, recipe, plan, branch_from=self.branch_from), lock, console)
+
+    def _free_name(self, run: RunFolder) -> RunFolder:
+        """A name that came with the recipe gets a number once its run has finished; a name given by hand is kept."""
+        if self.name is not None:
+            return run
+        base, number = run, 2
+        while run.read_state()["state"] == "finished":
+            run = RunFolder(base.path.with_name(f"{base.name}-{number}"))
+            number += 1
+        return run
+
+
+def clear_unstarted(run: RunFolder) -> None:
+    """Empty the folder of a run that never reached a checkpoint; the caller holds its lock.
+
+    Raises:
+        RunError: the run has checkpoints, which `train` never touches.
+    """
+    if has_checkpoint(run):
+        state = run.read_state()
+        if state["state"] == "finished":
+            raise RunError(f"run '{run.name}' has finished; choose another name with --name, or go on with ./launch.sh resume {run.name} train.steps=N")
+        raise RunError(
+            f"run '{run.name}' has checkpoints already (step {state.get('step', 'unknown')}); "
+            f"go on with ./launch.sh resume {run.name}, or choose another name with --name"
+        )
+    for entry in run.path.iterdir():
+        if entry == lock_path(run):
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def has_checkpoint(run: RunFolder) -> bool:
+    """Whether a resume has something to start from."""
+    return any(run.checkpoints.glob("step-*"))
+
+
+def find_checkpoint(words: str) -> tuple[RunFolder, int]:
+    """Run and step of `RUN@STEP`; `RUN` alone means its newest checkpoint.
+
+    Raises:
+        RunError: no such run or no such checkpoint; the message lists what there is.
+    """
+    name, at, step = words.partition("@")
+    run = RunFolder.existing(name)
+    found = sorted(int(match[1]) for path in run.checkpoints.glob("step-*") if (match := re.fullmatch(r"step-(\d+)", path.name)))
+    if not found:
+        raise RunError(f"--from {words}: run '{name}' has no checkpoint")
+    if not at:
+        return run, found[-1]
+    if not step.isdigit() or int(step) not in found:
+        raise RunError(f"--from {words}: run '{name}' has no checkpoint at step '{step}'; it has {', '.join(map(str, found))}")
+    return run, int(step)
+
+
+def announce(recipe: Recipe, plan: GroupPlan, run: RunFolder, console: Console) -> None:
+    """What is about to run, in a line or two."""
+    on = "one a GPU" if plan.gpus_per_worker else "on CPUs"
+    console.print(
+        f"run [bold]{run.name}[/]: {recipe.train.steps:,} steps, {plan.workers} workers {on}, "
+        f"expert parallelism {recipe.expert_parallel.size}; folder {run.path}",
+        highlight=False,
+    )

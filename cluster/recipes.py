@@ -1,0 +1,48 @@
+"""Recipes as a user names them: a path or the name of a file in configs/, followed by `field.name=value` overrides."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from distributed.errors import RunError
+from distributed.recipe import Recipe, load_recipe
+
+CODE_ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = CODE_ROOT / "configs"
+DEFAULT_RECIPE = "quickstart"
+
+
+def split_words(words: list[str]) -> tuple[str, list[str]]:
+    """Divide the words after a command into (recipe, overrides); the recipe is the one without '='.
+
+    Raises:
+        RunError: more than one word names a recipe.
+    """
+    names = [word for word in words if "=" not in word]
+    if len(names) > 1:
+        raise RunError(f"two recipes given, '{names[0]}' and '{names[1]}'; fields are changed by field.name=value, for example train.lr=3e-4")
+    return (names[0] if names else DEFAULT_RECIPE), [word for word in words if "=" in word]
+
+
+def find_recipe(name: str) -> Path:
+    """The file that `name` means: a path from where the user stands, else a file in configs/ with or without .yaml.
+
+    Raises:
+        RunError: there is no such file; the message suggests the nearest one in configs/.
+    """
+    for candidate in (Path(name), CONFIGS / name, CONFIGS / f"{name}.yaml"):
+        if candidate.is_file():
+            return candidate
+    known = sorted(str(path.relative_to(CONFIGS).with_suffix("")) for path in CONFIGS.rglob("*.yaml"))
+    near = difflib.get_close_matches(Path(name).stem, known, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'?" if near else f"recipes in configs/: {', '.join(known)}"
+    raise RunError(f"recipe '{name}': no such file; {hint}")
+
+
+def read_recipe(words: list[str], name: str | None = None) -> Recipe:
+    """The checked recipe of a command's words; `name` replaces the run's name."""
+    recipe_name, overrides = split_words(words)
+    if name is not None:
+        overrides = [*overrides, f"name='{name}'"]
+    return load_recipe(find_recipe(recipe_name), overrides)

@@ -1,0 +1,97 @@
+"""One process group a run: a file lock that the kernel releases when its last holder is gone, however it died."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from distributed.errors import RunError
+from distributed.run_folder import RunFolder
+
+
+class RunLock:
+    """Held by whoever trains in a run folder; `with RunLock(run): ...`.
+
+    The descriptor may be handed to a child, which then shares the lock: it is free once all of them are gone.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
+        self.descriptor = -1
+
+    def __enter__(self) -> RunLock:
+        path = lock_path(self.run)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as fault:
+            raise RunError(
+                f"run folder {self.run.path} cannot be written: {fault.strerror}; set MOOTRON_HOME to a writable folder"
+            ) from None
+        if not _lock_soon(self.descriptor):
+            os.close(self.descriptor)
+            raise RunError(_refusal(self.run))
+        owner = {"pid": os.getpid(), "host": socket.gethostname(), "time": time.time()}
+        os.ftruncate(self.descriptor, 0)
+        os.pwrite(self.descriptor, json.dumps(owner).encode(), 0)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None) -> None:
+        os.close(self.descriptor)
+
+
+def _lock_soon(descriptor: int) -> bool:
+    """Take the lock; a few tries, because `is_held` of another process holds it for an instant."""
+    for _ in range(5):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(0.05)
+    return False
+
+
+def lock_path(run: RunFolder) -> Path:
+    """The file that is locked; it stays when the lock is released."""
+    return run.path / "lock"
+
+
+def owner_of(run: RunFolder) -> dict[str, Any]:
+    """The last holder: pid, host, time; empty when the run was never started."""
+    try:
+        return dict(json.loads(lock_path(run).read_text()))
+    except (OSError, json.JSONDecodeError):
+        return {}
+
+
+def is_held(run: RunFolder) -> bool:
+    """Whether some process works on the run now.
+
+    A lock of another host is visible only on file systems that share locks, so a run of another host counts as held.
+    """
+    owner = owner_of(run)
+    if owner.get("host", socket.gethostname()) != socket.gethostname():
+        return True
+    try:
+        descriptor = os.open(lock_path(run), os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+
+
+def _refusal(run: RunFolder) -> str:
+    owner = owner_of(run)
+    who = f"process {owner['pid']} on {owner['host']}" if owner else "another process"
+    return f"run '{run.name}' is already at work ({who}); follow it with ./launch.sh logs -f {run.name}, or choose another name with --name"

@@ -1,0 +1,69 @@
+"""How a run stands, as its folder tells it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from cluster.progress import duration
+from cluster.run_lock import is_held
+from distributed.run_folder import RunFolder, runs_root
+
+AT_WORK = ("starting", "running", "stopping")
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """One line of `status`. `state` is that of state.json, or `lost`: it says at work and no process is."""
+
+    name: str
+    state: str
+    step: int | None
+    steps: int | None
+    loss: float | None
+    tokens_per_second: float | None
+    age_seconds: float | None
+    reason: str | None
+
+
+def status_of(run: RunFolder) -> RunStatus:
+    """Read a run's state and look for its processes."""
+    found = run.read_state()
+    state = found["state"]
+    if state in AT_WORK and not is_held(run):
+        state = "lost"
+    elif state in AT_WORK and run.stop_path.exists():
+        state = "stopping"
+    return RunStatus(
+        name=run.name,
+        state=state,
+        step=found.get("step"),
+        steps=found.get("steps"),
+        loss=found.get("loss"),
+        tokens_per_second=found.get("tokens_per_second"),
+        age_seconds=time.time() - found["time"] if "time" in found else None,
+        reason=found.get("reason"),
+    )
+
+
+def all_runs() -> list[RunFolder]:
+    """Every run below the runs root, by name."""
+    return [RunFolder(path.parent) for path in sorted(runs_root().glob("*/recipe.yaml"))]
+
+
+def status_table(rows: list[RunStatus]) -> Table:
+    """The runs as a table."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("run", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    for name in ("step", "loss", "tokens/s", "age"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        step = "-" if row.step is None else f"{row.step}/{row.steps or '?'}"
+        loss = "-" if row.loss is None else f"{row.loss:.4f}"
+        speed = "-" if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}"
+        age = "-" if row.age_seconds is None else duration(row.age_seconds)
+        table.add_row(row.name, row.state, step, loss, speed, age)
+    return table

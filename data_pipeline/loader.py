@@ -1,0 +1,91 @@
+"""Steps of tokens, read ahead by torch's DataLoader workers.
+
+What a step holds is decided by the caller (`micro_batches`), so that starting at a step is resuming at it: there is no
+state to restore. Workers are started by a fork server: a fork of the trainer would copy the locks of its communication threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from data_pipeline.windows import Windows
+
+MicroBatches = Callable[[int], list[list[int]]]
+
+
+class StepLoader:
+    """Iterates over (step, micro-batches), each micro-batch int64 [b, T + 1] (b may be 0), from `start_step` to `stop_step`.
+
+    `micro_batches(step)` gives this rank's global ids; it is called in this process, at most workers * prefetch steps ahead.
+    `workers` 0 reads in this process. Iterate once; `close` (or leaving a `with` block) ends the workers.
+    """
+
+    def __init__(
+        self, windows: Windows, micro_batches: MicroBatches, start_step: int, stop_step: int, workers: int = 1, prefetch: int = 4
+    ) -> None:
+        self._loader = DataLoader(
+            _Steps(windows),
+            sampler=_Plan(micro_batches, start_step, stop_step),
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=prefetch if workers else None,
+            multiprocessing_context="forkserver" if workers else None,
+            collate_fn=_unchanged,
+        )
+        self._steps = range(start_step, stop_step)
+        self._iterator: Iterator[list[np.ndarray]] | None = None
+
+    def __iter__(self) -> Iterator[tuple[int, list[torch.Tensor]]]:
+        self._iterator = iter(self._loader)
+        for step in self._steps:
+            yield step, [torch.from_numpy(tokens) for tokens in next(self._iterator)]
+        self.close()
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __enter__(self) -> StepLoader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the workers. Safe to call twice."""
+        iterator, self._iterator = self._iterator, None
+        shutdown = getattr(iterator, "_shutdown_workers", None)
+        if shutdown is not None:
+            shutdown()
+
+
+class _Plan(Sampler[list[list[int]]]):
+    """The ids of step after step; a worker is handed ids, never the function that makes them."""
+
+    def __init__(self, micro_batches: MicroBatches, start_step: int, stop_step: int) -> None:
+        self._micro_batches = micro_batches
+        self._steps = range(start_step, stop_step)
+
+    def __iter__(self) -> Iterator[list[list[int]]]:
+        for step in self._steps:
+            yield self._micro_batches(step)
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+
+class _Steps(Dataset[list[np.ndarray]]):
+    """Reads a step's windows. Arrays rather than tensors, which would each take a shared-memory file."""
+
+    def __init__(self, windows: Windows) -> None:
+        self._windows = windows
+
+    def __getitem__(self, micro_batches: list[list[int]]) -> list[np.ndarray]:
+        return [self._windows.read(ids) for ids in micro_batches]
+
+
+def _unchanged(sample: list[np.ndarray]) -> list[np.ndarray]:
+    return sample

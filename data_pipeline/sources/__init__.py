@@ -1,0 +1,55 @@
+"""Where documents come from: a source is listed as parts, and each part can be read by itself, anywhere.
+
+    part.py          Part and Entry: what one task reads
+    trees.py         text and code trees
+    installed.py     the Python source installed on this machine
+    records.py       jsonl (.gz, .zst) and parquet
+    hugging_face.py  datasets by name
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from data_pipeline.config import SourceConfig
+from data_pipeline.documents import Document
+from data_pipeline.sources import hugging_face, installed, records, trees
+from data_pipeline.sources.part import Part
+
+__all__ = ["Part", "list_parts", "read_part"]
+
+
+def list_parts(source: SourceConfig, seed: int) -> list[Part]:
+    """Cut a source into parts, in an order that depends on its content names and `seed` only.
+
+    Raises:
+        DataError: the path is missing, unreadable or holds nothing of the kind.
+    """
+    match source.kind:
+        case "installed_python":
+            return installed.list_parts(source, seed)
+        case "text" | "code":
+            return trees.list_parts(source, seed)
+        case "jsonl" | "parquet":
+            return records.list_parts(source, seed)
+        case "hugging_face":
+            return hugging_face.list_parts(source)
+
+
+def read_part(source: SourceConfig, part: Part) -> Iterator[Document]:
+    """The documents of a part, always in the same order; unreadable files and empty texts are left out.
+
+    Raises:
+        DataError: an entry has changed since it was listed, or a record has no text.
+    """
+    match source.kind:
+        case "installed_python":
+            return installed.read_part(part)
+        case "text" | "code":
+            return trees.read_part(part)
+        case "jsonl":
+            return records.read_jsonl(source, part)
+        case "parquet":
+            return records.read_parquet(source, part)
+        case "hugging_face":
+            return hugging_face.read_part(source, part)

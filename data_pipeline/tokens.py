@@ -1,0 +1,88 @@
+"""The second pass over a part: its kept documents as tokens, one file a split, and the n-grams for the overlap."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.config import SourceConfig
+from data_pipeline.errors import DataError
+from data_pipeline.files import write_arrays
+from data_pipeline.manifest import SPLITS
+from data_pipeline.shingles import overlap_grams
+from data_pipeline.sources import Part, read_part
+from data_pipeline.tokenizer import Tokenizer, open_tokenizer
+
+_BATCH = 64
+
+
+def token_type(vocab_size: int) -> np.dtype:
+    """uint16 where every id fits below 65,536, else uint32."""
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
+def tokenize_part(
+    source: SourceConfig, part: Part, fate_D: np.ndarray, tokenizer_path: Path, document_end: str, threshold: int, path: Path
+) -> str:
+    """Tokenize the part's documents of fate 0 (train) and 1 (held_out) in reading order; write them to `path`.
+
+    The file holds `train` and `held_out` (token ids, documents after one another with their end marks) and
+    `train_grams` and `held_out_grams` (see `overlap_grams`). Returns the file's name.
+
+    Raises:
+        DataError: the part has changed since it was surveyed.
+    """
+    tokenizer = open_tokenizer(tokenizer_path, document_end)
+    texts: tuple[list[str], ...] = ([], [])
+    count = 0
+    for count, document in enumerate(read_part(source, part), 1):
+        if count <= len(fate_D) and (fate := fate_D[count - 1]) < len(SPLITS):
+            texts[fate].append(document.text)
+    if count != len(fate_D):
+        raise DataError(f"{part.entries[0].path} changed while it was being prepared ({len(fate_D)} documents, now {count}); run prepare again")
+    arrays = {}
+    for split, of_split in zip(SPLITS, texts, strict=True):
+        arrays[split] = encode_all(tokenizer, of_split)
+        arrays[f"{split}_grams"] = overlap_grams(of_split, threshold)
+    write_arrays(path, **arrays)
+    return path.name
+
+
+def encode_all(tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
+    """The token ids of the documents and their end marks, one after another."""
+    dtype = token_type(tokenizer.vocab_size)
+    pieces = [np.array(ids, dtype) for batch in _batches(texts) for ids in tokenizer.encode_documents(batch)]
+    return np.concatenate(pieces) if pieces else np.empty(0, dtype)
+
+
+def _batches(texts: list[str]) -> Iterator[list[str]]:
+    for start in range(0, len(texts), _BATCH):
+        yield texts[start : start + _BATCH]
+
+
+def load_tokens(path: Path, split: str) -> np.ndarray:
+    """Token ids of one split of a part."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return np.asarray(arrays[split])
+
+
+def measure_overlap(held_out: list[list[Path]], train: list[Path]) -> list[float]:
+    """For each source's held-out parts: the share of their distinct 13-grams that occur in any of the train parts."""
+    wanted = [_joined(paths, "held_out_grams") for paths in held_out]
+    found = [np.zeros(len(grams), bool) for grams in wanted]
+    for path in train:
+        with np.load(path, allow_pickle=False) as arrays:
+            grams_N = arrays["train_grams"]
+        for grams, hit in zip(wanted, found, strict=True):
+            hit |= np.isin(grams, grams_N, assume_unique=True)
+    return [float(hit.mean()) if len(hit) else 0.0 for hit in found]
+
+
+def _joined(paths: list[Path], name: str) -> np.ndarray:
+    pieces = []
+    for path in paths:
+        with np.load(path, allow_pickle=False) as arrays:
+            pieces.append(arrays[name])
+    return np.unique(np.concatenate(pieces))

@@ -1,0 +1,140 @@
+"""Every collective of the project, by name: order log, progress for a hang watch, and errors that say who and what.
+
+gloo pairs collectives by the order of issue and does not notice when two ranks differ: it delivers stale or wrong rows.
+So all ranks must issue the same collectives in the same order. `recorded_order` gives a test what a rank issued; a
+collective that fails raises with its name, its number and this rank, which gloo's own message leaves out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from distributed.topology import Topology
+
+Group = dist.ProcessGroup | None
+
+
+class CollectiveError(RuntimeError):
+    """A collective failed: a peer is gone, or it did not come within the time limit."""
+
+
+@dataclass
+class Progress:
+    """The last collective this process entered: its number since the start, and its name."""
+
+    number: int = 0
+    name: str = ""
+
+
+progress = Progress()
+_order: list[tuple[str, str]] | None = None
+
+
+class Pending:
+    """A collective on its way. `wait` must be called once; it gives `result` when the data has arrived."""
+
+    def __init__(self, work: Any, name: str, number: int, result: Tensor, kept: Tensor) -> None:
+        self._work, self._name, self._number = work, name, number
+        self._result = result
+        self._kept: Tensor | None = kept  # the sender's buffer must outlive the transfer
+
+    def wait(self) -> Tensor:
+        """The received tensor.
+
+        Raises:
+            CollectiveError: a peer is gone or did not come in time.
+        """
+        with _explained(self._name, self._number):
+            self._work.wait()
+        self._kept = None
+        return self._result
+
+
+def all_to_all(name: str, send: Tensor, receive: Tensor, send_rows: list[int], receive_rows: list[int], group: Group) -> Pending:
+    """Start sending `send_rows[r]` rows of `send` to each rank r of `group`, filling `receive` in rank order.
+
+    Args:
+        send, receive: contiguous; the row counts add up to their first dimensions.
+    """
+    if sum(send_rows) != send.shape[0] or sum(receive_rows) != receive.shape[0]:
+        raise ValueError(f"{name}: rows {send_rows} -> {receive_rows} do not fit tensors of {send.shape[0]} and {receive.shape[0]} rows")
+    number = _enter(name, send.dtype)
+    with _explained(name, number):
+        work = dist.all_to_all_single(receive, send, receive_rows, send_rows, group=group, async_op=True)
+    return Pending(work, name, number, receive, send)
+
+
+def all_reduce(name: str, tensor: Tensor, group: Group, op: Any = dist.ReduceOp.SUM) -> Tensor:
+    """Reduce `tensor` in place over `group`; returned for convenience."""
+    _run(name, tensor.dtype, lambda: dist.all_reduce(tensor, op, group=group))
+    return tensor
+
+
+def all_gather(name: str, tensor: Tensor, group: Group) -> Tensor:
+    """Equal-shaped tensors of all ranks, stacked: [ranks, *shape]."""
+    gathered = tensor.new_empty((dist.get_world_size(group), *tensor.shape))
+    _run(name, tensor.dtype, lambda: dist.all_gather_into_tensor(gathered.flatten(), tensor.contiguous().flatten(), group=group))
+    return gathered
+
+
+def all_gather_bytes(name: str, data: bytes, group: Group, device: torch.device) -> list[bytes]:
+    """The `data` of every rank, of any lengths. Plain bytes: nothing received is ever unpickled."""
+    lengths = all_gather(f"{name}.lengths", torch.tensor([len(data)], device=device), group).flatten().tolist()
+    padded = torch.zeros(max(lengths), dtype=torch.uint8)
+    padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else padded[:0]
+    gathered = all_gather(name, padded.to(device), group).cpu()
+    return [bytes(row[:length].numpy()) for row, length in zip(gathered, lengths, strict=True)]
+
+
+def barrier(name: str, topology: Topology) -> None:
+    """Return when every rank of the world has come."""
+    if topology.world_group is not None:
+        _run(name, torch.uint8, lambda: dist.barrier(group=topology.world_group))
+
+
+def any_rank(flag: bool, topology: Topology, name: str) -> bool:
+    """Whether `flag` is true on any rank of the world; all ranks get the same answer."""
+    if topology.world_group is None:
+        return flag
+    votes = torch.tensor([int(flag)], device=topology.device)
+    return bool(all_reduce(name, votes, topology.world_group, dist.ReduceOp.MAX).item())
+
+
+@contextmanager
+def recorded_order() -> Iterator[list[tuple[str, str]]]:
+    """Collect (name, dtype) of every collective issued inside, whatever its sizes: equal on all ranks, or it is a fault."""
+    global _order
+    _order = order = []
+    try:
+        yield order
+    finally:
+        _order = None
+
+
+def _run(name: str, dtype: torch.dtype, call: Callable[[], Any]) -> None:
+    number = _enter(name, dtype)
+    with _explained(name, number):
+        call()
+
+
+def _enter(name: str, dtype: torch.dtype) -> int:
+    progress.number += 1
+    progress.name = name
+    if _order is not None:
+        _order.append((name, str(dtype)))
+    return progress.number
+
+
+@contextmanager
+def _explained(name: str, number: int) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as fault:
+        raise CollectiveError(f"rank {dist.get_rank()}: collective {number} '{name}' failed: {fault}") from fault

@@ -1,0 +1,164 @@
+"""The engine over DeepSpeed's ZeRO stages 1 and 2 (found by trial with 0.19.8 on gloo; see docs/LOG.md).
+
+What DeepSpeed must be told, and why:
+
+- Expert layers: it looks for `deepspeed.moe.layer.MoE` among the modules. A marker without parameters is enough, with
+  `allreduce = False` and a `group_name` on the expert parameters, and optimizer groups that carry that name.
+- `gradient_allreduce_op: sum`: the trainer normalises its loss by global counts; the mean would also divide by the
+  world in the gradient's own type, which rounds unless the world is a power of two.
+- One reduction bucket: it is flushed when the next parameter does not fit. Ranks with uneven expert counts would flush
+  at different places and pair different collectives, so the bucket holds all of a rank's parameters.
+- bf16 with fp32 accumulation: at stage 1 DeepSpeed would choose `BF16_Optimizer`, whose bookkeeping of fragments is
+  another one. The ZeRO class does the same job (`grad_accum` in fp32), so `_Engine` asks for it at both stages.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distributed.engine import StepReport, build_optimizer, prepare_moments, set_step_counter
+from distributed.fragment import Fragment
+from distributed.recipe import TrainConfig
+from distributed.topology import Topology
+
+
+class DeepSpeedEngine:
+    """See `distributed.engine.Engine`."""
+
+    def __init__(self, model: Any, train: TrainConfig, topology: Topology) -> None:
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        self._boxes = model.boxes()
+        self._parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
+        self._groups = _optimizer_groups(model, self._parameters, topology)
+        handed = _with_expert_marker(model, topology)
+        optimizer = build_optimizer(self._groups, train)
+        engine_class, config_class = _deepspeed_classes()
+        settings = _settings(train, self._parameters, topology)
+        self._engine = engine_class(
+            args=None, model=handed, optimizer=optimizer, config=settings, config_class=config_class(settings), dist_init_required=False
+        )
+        self.module = self._engine
+        self._zero = self._engine.optimizer
+        prepare_moments(self._zero.optimizer)
+        self.applied_steps = 0
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Backward; after the last micro-batch (stage 2: after each) gradients are summed over the ranks."""
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss)
+
+    def step(self, lr: float) -> StepReport:
+        """Clip, update this rank's partition, gather the parameters."""
+        self._zero.set_lr(lr)
+        self._engine.step()
+        skipped = bool(self._zero.overflow)
+        if not skipped:
+            self.applied_steps += 1
+        return StepReport(grad_norm=float(self._zero._global_grad_norm), skipped=skipped)
+
+    def fragments(self) -> list[Fragment]:
+        """This rank's ZeRO partition, cut at parameter boundaries."""
+        owned = [self._fragment(name, parameter) for name, parameter in self._parameters.items()]
+        return [fragment for fragment in owned if fragment is not None]
+
+    def finish_load(self, applied_steps: int) -> None:
+        """Parameters follow the masters: each rank copies its partition, then all gather."""
+        self.applied_steps = applied_steps
+        set_step_counter(self._zero.optimizer, applied_steps)
+        self._zero.update_lp_params()
+
+    def _fragment(self, name: str, parameter: nn.Parameter) -> Fragment | None:
+        mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+        if mapping is None:
+            return None
+        partition = self._zero.single_partition_of_fp32_groups[mapping.param_group_index]
+        # Not `get_optim_state_fragment`: it is linked after the first group has stepped and stays empty for the others.
+        moments = {key: value for key, value in self._zero.optimizer.state[partition].items() if key != "step"}
+        here, there = mapping.hp_fragment_address, mapping.lp_fragment_address
+        tensors = {key: value.detach().narrow(0, here.start, here.numel) for key, value in {"master": partition, **moments}.items()}
+        return Fragment(name, self._boxes[name], there.start, there.start + there.numel, tensors)
+
+
+def _optimizer_groups(model: Any, parameters: dict[str, nn.Parameter], topology: Topology) -> list[dict[str, Any]]:
+    """One group of replicated parameters and one of experts, which also marks the experts for DeepSpeed."""
+    group_name = f"ep_size_{topology.expert_parallel}"
+    experts = model.expert_parameters() if topology.expert_parallel > 1 else {}
+    for parameter in experts.values():
+        parameter.allreduce = False
+        parameter.group_name = group_name
+    replicated = [parameter for name, parameter in parameters.items() if name not in experts]
+    groups: list[dict[str, Any]] = [{"params": replicated, "name": "replicated"}]
+    if experts:
+        groups.append({"params": list(experts.values()), "name": group_name, "moe": True})
+    return groups
+
+
+def _with_expert_marker(model: nn.Module, topology: Topology) -> nn.Module:
+    """The module handed to DeepSpeed: the model, with a sign that it has expert layers if some are partitioned."""
+    if topology.expert_parallel == 1:
+        return model
+    model.add_module("expert_marker", _marker_class()(topology.expert_parallel))
+    return model
+
+
+@cache
+def _marker_class() -> type[nn.Module]:
+    from deepspeed.moe.layer import MoE
+
+    class ExpertMarker(MoE):
+        """Says that the model has experts. Owns nothing, computes nothing."""
+
+        def __init__(self, expert_parallel: int) -> None:
+            nn.Module.__init__(self)
+            self.num_experts = expert_parallel
+            self.num_local_experts = 1
+            self.ep_size = expert_parallel
+            self.expert_group_name = f"ep_size_{expert_parallel}"
+
+        def set_deepspeed_parallelism(self, *args: Any, **kwargs: Any) -> None:
+            """The groups exist already."""
+
+    return ExpertMarker
+
+
+@cache
+def _deepspeed_classes() -> tuple[Any, Any]:
+    from deepspeed.runtime.config import DeepSpeedConfig
+    from deepspeed.runtime.engine import DeepSpeedEngine as Base
+    from deepspeed.runtime.engine import ZERO_OPTIMIZATION
+
+    class _Engine(Base):
+        """DeepSpeed's engine with the ZeRO optimizer at every stage and precision."""
+
+        def _do_optimizer_sanity_check(self, basic_optimizer: torch.optim.Optimizer) -> Any:
+            return ZERO_OPTIMIZATION
+
+    return _Engine, DeepSpeedConfig
+
+
+def _settings(train: TrainConfig, parameters: dict[str, nn.Parameter], topology: Topology) -> dict[str, Any]:
+    total = sum(parameter.numel() for parameter in parameters.values())
+    bf16 = next(iter(parameters.values())).dtype is torch.bfloat16
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_allreduce_op": "sum",
+        "gradient_clipping": train.clip or 0.0,
+        "communication_data_type": "fp32",
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "bf16": {"enabled": bf16, "check_grad_overflow": bf16},
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {
+            "stage": train.zero_stage,
+            "reduce_bucket_size": total,
+            "contiguous_gradients": True,
+            "reduce_scatter": True,
+            "overlap_comm": False,
+        },
+        "steps_per_print": None,
+    }

@@ -1,0 +1,144 @@
+"""From what an interval left behind to the figures a person reads. Plain functions on the host; nothing is measured here.
+
+Shape suffixes: V visits, E experts, W ranks of the world, P parts of a step.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from distributed.clock import PARTS, STEP_PARTS
+from distributed.load import dead_share, imbalance, never_used_share, routing_entropy
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Sums over the ranks for the steps since the last logging.
+
+    `loss` and `balance` are summed over the steps that were not skipped; `seconds_WP` has the order of `PARTS`.
+    """
+
+    steps: int
+    skipped: int
+    tokens: int
+    loss: float
+    balance: float
+    grad_norms: list[float]
+    lr: float
+    seconds_WP: Tensor
+    tokens_W: Tensor
+    host_bytes_W: Tensor
+    device_bytes_W: Tensor
+    peak_flops_W: Tensor
+    loads_VE: Tensor
+    routes_WV: Tensor
+
+
+def interval_figures(interval: Interval, macs_per_token: float, schedule: list[int]) -> dict[str, Any]:
+    """Everything about an interval that needs no memory of earlier ones.
+
+    Args:
+        interval: the sums.
+        macs_per_token: multiply-accumulates of one token's forward pass; a step costs 6 FLOPs for each (forward once,
+            backward twice, two operations each).
+        schedule: the layer of every visit.
+
+    Returns:
+        Plain values. Times are seconds a step, mean over ranks: `parts` add up to all time of the interval,
+        `step_seconds` is what remains without validation and checkpoints, and rates refer to it.
+    """
+    steps = max(interval.steps, 1)
+    parts = dict(zip(PARTS, (interval.seconds_WP.mean(dim=0) / steps).tolist(), strict=True))
+    step_seconds = sum(parts[name] for name in STEP_PARTS)
+    tokens_per_second = interval.tokens / (step_seconds * steps) if step_seconds > 0 else 0.0
+    counted = interval.steps - interval.skipped
+    loss = interval.loss / counted if counted else math.nan
+    peak = interval.peak_flops_W.sum().item()
+    return {
+        "loss": loss,
+        "perplexity": perplexity(loss),
+        "balance_loss": interval.balance / counted if counted else math.nan,
+        "lr": interval.lr,
+        "grad_norm": _mean(interval.grad_norms),
+        "grad_norm_max": max(interval.grad_norms, default=math.nan),
+        "interval_steps": interval.steps,
+        "skipped_steps": interval.skipped,
+        "tokens": interval.tokens,
+        "tokens_per_second": tokens_per_second,
+        "step_seconds": step_seconds,
+        "model_flop_use": 6.0 * macs_per_token * tokens_per_second / peak if peak > 0 else math.nan,
+        "parts": parts,
+        "token_imbalance": imbalance(interval.tokens_W).item(),
+        "host_bytes_max": int(interval.host_bytes_W.max().item()),
+        "device_bytes_max": int(interval.device_bytes_W.max().item()),
+        "load": load_figures(interval.loads_VE, interval.routes_WV, schedule),
+    }
+
+
+def whole_run(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """Speed and parts over all intervals of metrics.jsonl (each step weighs the same); empty before the first."""
+    intervals = [line for line in lines if line.get("interval_steps")]
+    if not intervals:
+        return {}
+    steps = [line["interval_steps"] for line in intervals]
+    parts = {
+        name: sum(line["parts"][name] * n for line, n in zip(intervals, steps, strict=True)) / sum(steps) for name in PARTS
+    }
+    step_seconds = sum(parts[name] for name in STEP_PARTS)
+    tokens = sum(line["tokens"] for line in intervals)
+    seconds = [line["step_seconds"] * n for line, n in zip(intervals, steps, strict=True)]
+    uses = [(line["model_flop_use"], time) for line, time in zip(intervals, seconds, strict=True) if line["model_flop_use"] is not None]
+    return {
+        "parts": parts,
+        "step_seconds": step_seconds,
+        "tokens_per_second": tokens / sum(seconds) if sum(seconds) > 0 else None,
+        "model_flop_use": sum(use * time for use, time in uses) / sum(time for _, time in uses) if uses else None,
+    }
+
+
+def load_figures(loads_VE: Tensor, routes_WV: Tensor, schedule: list[int]) -> dict[str, Any]:
+    """Expert load in numbers, empty for a model without experts.
+
+    `dead_share`: experts that got no route in a visit, mean over visits; `never_used_share`: in no visit of their layer.
+    `rank_imbalance`: routes on the busiest rank over the mean rank, mean over visits (each visit waits for its busiest).
+    """
+    if loads_VE.numel() == 0:
+        return {}
+    dead_V = dead_share(loads_VE)
+    entropy_V = routing_entropy(loads_VE)
+    ranks_V = imbalance(routes_WV)
+    return {
+        "dead_share": dead_V.mean().item(),
+        "never_used_share": never_used_share(loads_VE, schedule),
+        "routing_entropy": entropy_V.mean().item(),
+        "expert_imbalance": imbalance(loads_VE.T).mean().item(),
+        "rank_imbalance": ranks_V.mean().item(),
+        "dead_share_by_visit": dead_V.tolist(),
+        "routing_entropy_by_visit": entropy_V.tolist(),
+        "rank_imbalance_by_visit": ranks_V.tolist(),
+    }
+
+
+def perplexity(nats: float) -> float:
+    """exp(nats); infinite where that is beyond a float."""
+    try:
+        return math.exp(nats)
+    except OverflowError:
+        return math.inf
+
+
+def finite(values: Any) -> Any:
+    """The same nested figures with None in place of NaN and infinities, which JSON does not know."""
+    if isinstance(values, dict):
+        return {key: finite(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [finite(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else math.nan

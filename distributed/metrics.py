@@ -1,0 +1,176 @@
+"""What a run says of itself: figures stay on the device during steps and are reduced once a logging interval.
+
+One collective (a fp64 vector) carries everything over the ranks; rank 0 writes it (`run_writer`). `step` is everywhere
+the number of steps done, so the first step ends at step 1.
+
+Shape suffixes: V visits, E experts, W ranks of the world, P parts of a step.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distributed.build import choose_dtype
+from distributed.clock import StepClock
+from distributed.figures import Interval, interval_figures
+from distributed.load import LoadCounter, routes_by_owner
+from distributed.peak import peak_flops
+from distributed.recipe import Recipe
+from distributed.reduction import rank_slots, sum_over_ranks
+from distributed.run_folder import RunFolder
+from distributed.run_writer import RunWriter
+from distributed.topology import Topology
+
+
+class Metrics:
+    """One rank's counters, and on rank 0 the files.
+
+    Args:
+        run: where to write.
+        recipe: the run's recipe.
+        topology: rank, world, expert parallelism and device.
+        macs_per_token: multiply-accumulates of one token's forward pass (model.accounting).
+        n_experts_per_visit: experts of every visit's feed-forward; empty for a model without experts.
+        resumed_step: steps done in the checkpoint this start goes on from, 0 at the beginning.
+        clock: the clock that the trainer's parts and the kernels' spans are charged to.
+        epoch_of: steps done -> epoch, shown when given.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        recipe: Recipe,
+        topology: Topology,
+        macs_per_token: float,
+        n_experts_per_visit: Sequence[int],
+        resumed_step: int,
+        clock: StepClock,
+        epoch_of: Callable[[int], float] | None = None,
+    ) -> None:
+        self._run, self._recipe, self._topology, self._clock = run, recipe, topology, clock
+        self._macs_per_token, self._epoch_of = macs_per_token, epoch_of
+        self._schedule = recipe.model.depth.schedule() if n_experts_per_visit else []
+        self._loads = LoadCounter(len(n_experts_per_visit), max(n_experts_per_visit, default=0), topology.device)
+        self._peak = peak_flops(topology.device, choose_dtype(recipe.train.precision, topology.device))
+        self._last_step = resumed_step
+        self.figures: dict[str, Any] = {}
+        """The last figures logged (rank 0; empty elsewhere and before the first)."""
+        self.held_out: dict[str, float] = {}
+        """The last held-out nats a source."""
+        self._reset()
+        self._writer = RunWriter(run, recipe, topology.world, self._peak.source, resumed_step) if topology.rank == 0 else None
+        self._clock.read()  # what came before belongs to setting up
+
+    def observe(self, output: Any, n_tokens: int) -> None:
+        """Count one micro-batch: its `loads` and how many tokens this rank predicted in it. Reads nothing back."""
+        self._loads.add(output.loads)
+        self._own_tokens += n_tokens
+
+    def step(self, step: int, loss: Tensor, balance: Tensor, grad_norm: float, lr: float, tokens: int, skipped: bool = False) -> None:
+        """Count one optimizer step.
+
+        Args:
+            step: its number; intervals count calls, so the number itself only documents the call.
+            loss, balance: device scalars, this rank's shares of the global means (their sum over ranks is the mean).
+            grad_norm: global norm before clipping.
+            lr: the rate of this step.
+            tokens: predicted tokens of the step over all ranks.
+            skipped: the update was left out (not finite); its loss is not counted.
+        """
+        self._steps += 1
+        self._tokens += tokens
+        self._lr = lr
+        if skipped:
+            self._skipped += 1
+            return
+        self._losses += torch.stack((loss.detach().double(), balance.detach().double()))
+        self._grad_norms.append(grad_norm)
+
+    def log(self, step: int) -> None:
+        """Reduce the interval over the ranks (one collective, so all ranks must call it) and write it on rank 0."""
+        interval = self._reduce()
+        self._last_step = step
+        if self._writer is not None:
+            figures = interval_figures(interval, self._macs_per_token, self._schedule)
+            if self._epoch_of is not None:
+                figures["epoch"] = self._epoch_of(step)
+            self.figures = self._writer.interval(step, interval, figures, self.held_out)
+        self._reset()
+
+    def validation(self, step: int, nats: dict[str, float]) -> None:
+        """Keep and write held-out losses, nats a token for every source."""
+        self.held_out = dict(nats)
+        if self._writer is not None:
+            self._writer.validation(step, nats)
+
+    def close(self) -> None:
+        """Charge the time since the last logging, close the files, stop listening to spans. No collective."""
+        seconds = self._clock.read()
+        self._clock.close()
+        if self._writer is not None:
+            self._writer.close(self._last_step, seconds)
+
+    def _reset(self) -> None:
+        self._steps, self._skipped, self._tokens, self._own_tokens = 0, 0, 0, 0
+        self._lr = 0.0
+        self._grad_norms: list[float] = []
+        self._losses = torch.zeros(2, dtype=torch.float64, device=self._topology.device)
+
+    def _reduce(self) -> Interval:
+        topology = self._topology
+        loads_VE = self._loads.take()
+        own = [self._own_tokens, host_bytes(), device_bytes(topology.device), self._peak.flops]
+        total = sum_over_ranks(
+            {
+                "losses": self._losses,
+                "own": rank_slots(own, topology),
+                "seconds_WP": rank_slots(list(self._clock.read().values()), topology),
+                "loads_VE": loads_VE,
+                "routes_WV": self._routes_by_rank(loads_VE),
+            },
+            topology,
+            "metrics",
+        )
+        loss, balance = total["losses"].tolist()
+        tokens_W, host_W, device_W, peak_W = total["own"].unbind(dim=1)
+        return Interval(
+            steps=self._steps,
+            skipped=self._skipped,
+            tokens=self._tokens,
+            loss=loss,
+            balance=balance,
+            grad_norms=self._grad_norms,
+            lr=self._lr,
+            seconds_WP=total["seconds_WP"],
+            tokens_W=tokens_W,
+            host_bytes_W=host_W,
+            device_bytes_W=device_W,
+            peak_flops_W=peak_W,
+            loads_VE=total["loads_VE"],
+            routes_WV=total["routes_WV"],
+        )
+
+    def _routes_by_rank(self, loads_VE: Tensor) -> Tensor:
+        """[W, V]: where this rank's routes go, in the rows of its expert-parallel group."""
+        topology = self._topology
+        routes_WV = torch.zeros(topology.world, loads_VE.shape[0], dtype=torch.float64, device=loads_VE.device)
+        first = topology.rank // topology.expert_parallel * topology.expert_parallel
+        routes_WV[first : first + topology.expert_parallel] = routes_by_owner(loads_VE, topology.expert_parallel).T.double()
+        return routes_WV
+
+
+def host_bytes() -> int:
+    """Peak resident memory of this process."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def device_bytes(device: torch.device) -> int:
+    """Peak memory allocated on the accelerator, 0 on a CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0

@@ -1,0 +1,106 @@
+"""What a run says when it ends: summary.json, from which `cluster.summary` makes the page a person reads."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from distributed.errors import RunError
+from distributed.figures import finite, perplexity, whole_run
+from distributed.goodput import Ledger, account
+from distributed.recipe import Recipe
+from distributed.run_folder import RunFolder, write_atomically
+
+if TYPE_CHECKING:
+    from distributed.metrics import Metrics
+
+
+def build_summary(
+    run: RunFolder,
+    recipe: Recipe,
+    metrics: Metrics,
+    baselines: dict[str, float],
+    held_out: dict[str, float],
+    *,
+    step: int,
+    checkpoint: str | None = None,
+    parameters: int | None = None,
+) -> dict[str, Any]:
+    """Gather the end of a run and write it to summary.json (call on rank 0, after the last `metrics.log`).
+
+    Args:
+        baselines: held-out nats a token of the `unigram` and `bigram` models estimated on the train shards.
+        held_out: the model's held-out nats a token, by source.
+        step: steps done.
+        checkpoint: name of the newest checkpoint kept.
+        parameters: stored parameters of the model.
+
+    Returns:
+        The figures as written. With one source, `below_unigram` and `above_bigram` compare its loss with the baselines
+        (positive `below_unigram` is good; negative `above_bigram` means better than the bigram model); with several,
+        the comparison is with the mean over sources, which the baselines do not distinguish.
+    """
+    last, over_run = metrics.figures, whole_run(run_lines(run))
+    loss = sum(held_out.values()) / len(held_out) if held_out else None
+    summary = {
+        "run": run.name,
+        "state": "finished" if step >= recipe.train.steps else "stopped",
+        "step": step,
+        "steps": recipe.train.steps,
+        "world": last.get("world"),
+        "expert_parallel": recipe.expert_parallel.size,
+        "parameters": parameters,
+        "tokens_seen": step * recipe.train.global_batch * recipe.data.seq_len,
+        "losses": {
+            "train": last.get("loss"),
+            "held_out": loss,
+            "held_out_perplexity": None if loss is None else perplexity(loss),
+            "by_source": held_out,
+            **compare(loss, baselines),
+        },
+        "speed": {name: over_run.get(name) for name in ("tokens_per_second", "step_seconds", "model_flop_use")},
+        "parts": over_run.get("parts", {}),
+        "load": last.get("load", {}),
+        "memory": {name: last.get(name) for name in ("host_bytes_max", "device_bytes_max")},
+        "goodput": account(Ledger(run.path / "goodput.jsonl").events()),
+        "checkpoint": checkpoint,
+    }
+    summary = finite(summary)
+    write_atomically(run.summary_path, json.dumps(summary, indent=1))
+    return summary
+
+
+def run_lines(run: RunFolder) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, oldest first; one that a crash cut is passed over."""
+    lines = []
+    for line in run.metrics_path.read_text().splitlines() if run.metrics_path.exists() else []:
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+def compare(loss: float | None, baselines: dict[str, float]) -> dict[str, float | None]:
+    """The held-out loss beside the baselines, nats a token."""
+    unigram, bigram = baselines.get("unigram"), baselines.get("bigram")
+    return {
+        "unigram": unigram,
+        "bigram": bigram,
+        "below_unigram": None if loss is None or unigram is None else unigram - loss,
+        "above_bigram": None if loss is None or bigram is None else loss - bigram,
+    }
+
+
+def read_summary(run: RunFolder) -> dict[str, Any]:
+    """The summary of a run that ended.
+
+    Raises:
+        RunError: there is none.
+    """
+    try:
+        return dict(json.loads(run.summary_path.read_text()))
+    except OSError:
+        raise RunError(f"run '{run.name}' has no summary yet: it is written when a run finishes or stops") from None
+    except json.JSONDecodeError:
+        raise RunError(f"{run.summary_path} is damaged; `eval {run.name}` measures the held-out loss again") from None

@@ -1,0 +1,171 @@
+"""Which rank this process is, who shares experts with it, and the process groups that connect them.
+
+The world is data-parallel ranks. Expert-parallel groups are slices of it: ranks [k*ep, (k+1)*ep) share one set of
+experts, and ranks that own the same experts (equal rank modulo ep) reduce expert gradients among themselves.
+
+    world 4, ep 2:   expert groups [0 1] [2 3]     data groups [0 2] [1 3]
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from distributed.errors import RunError
+
+
+@dataclass(frozen=True)
+class Topology:
+    """This rank's place. The groups are None when there is one process and no process group."""
+
+    rank: int
+    world: int
+    local_rank: int
+    expert_parallel: int
+    device: torch.device
+    backend: str
+    expert_group: dist.ProcessGroup | None
+    data_group: dist.ProcessGroup | None
+    world_group: dist.ProcessGroup | None
+
+    @property
+    def expert_rank(self) -> int:
+        """This rank's number in its expert-parallel group."""
+        return self.rank % self.expert_parallel
+
+
+def init_topology(
+    expert_parallel: int = 1, *, device: str = "auto", timeout_seconds: float = 600.0, use_deepspeed: bool | None = None
+) -> Topology:
+    """Read RANK, WORLD_SIZE, LOCAL_RANK and MASTER_*, meet the other ranks and make the groups.
+
+    Args:
+        expert_parallel: ranks that share one set of experts; divides the world.
+        device: `auto` (an accelerator where there is one), `cpu`, `cuda` or `cuda:<n>`.
+        timeout_seconds: how long a collective may wait for its peers, in every group.
+        use_deepspeed: make DeepSpeed use the same groups; None: when it is installed. A lone process without a
+            launcher's environment gets a process group only with DeepSpeed, which cannot do without.
+
+    Raises:
+        RunError: the environment or `expert_parallel` is wrong, or there is no such device.
+    """
+    rank, world, local_rank = (_from_environment(name, default) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    if not 0 <= rank < world:
+        raise RunError(f"RANK is {rank} and WORLD_SIZE is {world}; ranks count from 0 to WORLD_SIZE-1")
+    if expert_parallel < 1 or world % expert_parallel:
+        raise RunError(f"expert_parallel.size is {expert_parallel}, which does not divide {world} workers")
+    if use_deepspeed is None:
+        use_deepspeed = importlib.util.find_spec("deepspeed") is not None
+    place = _choose_device(device, local_rank)
+    backend = "nccl" if place.type == "cuda" else "gloo"
+    expert_group = data_group = world_group = None
+    if world > 1 or use_deepspeed:
+        timeout = timedelta(seconds=timeout_seconds)
+        _meet(rank, world, place, timeout)
+        expert_group, data_group, world_group = _make_groups(rank, world, expert_parallel, timeout)
+        if use_deepspeed:
+            _share_with_deepspeed(rank, world, expert_parallel, expert_group, data_group, world_group, timeout)
+    return Topology(rank, world, local_rank, expert_parallel, place, backend, expert_group, data_group, world_group)
+
+
+def close_topology(topology: Topology | None = None, *, failed: bool | None = None) -> None:
+    """Leave the process group and forget it, DeepSpeed's part included; a new one may follow. Safe to call twice.
+
+    Ranks that finish meet at a barrier first (a rank that leaves early was seen to crash its peers at exit). A rank that
+    `failed` does not wait: closing its connections tells its peers at once. None: whether an exception is on its way.
+    """
+    if failed is None:
+        failed = sys.exc_info()[0] is not None
+    if dist.is_initialized():
+        if not failed:
+            dist.barrier()
+        dist.destroy_process_group()
+    if "deepspeed.comm.comm" in sys.modules:
+        from deepspeed.comm import comm
+        from deepspeed.utils import groups
+
+        groups._release_process_group_references()
+        comm.cdb = None
+
+
+def expert_group_ranks(world: int, expert_parallel: int) -> list[list[int]]:
+    """The ranks of every expert-parallel group."""
+    return [list(range(first, first + expert_parallel)) for first in range(0, world, expert_parallel)]
+
+
+def data_group_ranks(world: int, expert_parallel: int) -> list[list[int]]:
+    """The ranks of every group that owns the same experts."""
+    return [list(range(first, world, expert_parallel)) for first in range(expert_parallel)]
+
+
+def _from_environment(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.isdigit():
+        raise RunError(f"environment variable {name} is '{text}'; it must be a whole number from 0 up")
+    return int(text)
+
+
+def _choose_device(name: str, local_rank: int) -> torch.device:
+    """The device of this process. A launcher may show each worker one accelerator only: then that one."""
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if name not in ("auto", "cuda") and not name.startswith("cuda:"):
+        raise RunError(f"device is '{name}'; choose auto, cpu, cuda or cuda:<n>")
+    count = torch.cuda.device_count()
+    index = int(name[5:]) if name.startswith("cuda:") and name[5:].isdigit() else local_rank
+    if count == 1 and not name.startswith("cuda:"):
+        index = 0
+    if index >= count:
+        raise RunError(f"worker {local_rank} of this machine wants accelerator {index}, but there are {count}; start fewer workers")
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def _meet(rank: int, world: int, device: torch.device, timeout: timedelta) -> None:
+    # Checkpoint and metric exchanges carry host tensors, so an accelerator's world has both backends.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=timeout)
+    else:
+        dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=rank, world_size=world)
+
+
+def _make_groups(rank: int, world: int, expert_parallel: int, timeout: timedelta) -> tuple[Any, Any, Any]:
+    """Every rank makes all groups in the same order, and keeps its own: expert, data, world."""
+    mine = []
+    for layout in (expert_group_ranks(world, expert_parallel), data_group_ranks(world, expert_parallel), [list(range(world))]):
+        groups = [dist.new_group(ranks, timeout=timeout) for ranks in layout]
+        mine.append(next(group for ranks, group in zip(layout, groups, strict=True) if rank in ranks))
+    return mine[0], mine[1], mine[2]
+
+
+def _share_with_deepspeed(
+    rank: int, world: int, expert_parallel: int, expert_group: Any, data_group: Any, world_group: Any, timeout: timedelta
+) -> None:
+    """Start DeepSpeed's communication over torch's and hand it our groups.
+
+    They have the layout of `deepspeed.utils.groups._create_expert_and_data_parallel` (0.19.8), which makes only
+    what is missing; its own would keep torch's default time limit of 30 minutes.
+    """
+    import deepspeed
+    from deepspeed.utils import groups, logger
+
+    logger.setLevel("WARNING")
+    # Compiled with the host's C++ compiler at start-up (half a minute, a crash without one); training never uses it.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist.get_backend(world_group), verbose=False, timeout=timeout)
+    name = f"ep_size_{expert_parallel}"
+    first = rank // expert_parallel * expert_parallel
+    groups._EXPERT_PARALLEL_GROUP[name] = expert_group
+    groups._EXPERT_PARALLEL_GROUP_RANKS[name] = range(first, first + expert_parallel)
+    groups._EXPERT_DATA_PARALLEL_GROUP[name] = data_group
+    groups._EXPERT_DATA_PARALLEL_GROUP_RANKS[name] = range(rank % expert_parallel, world, expert_parallel)
+    groups._WORLD_GROUP = world_group
+    groups._create_expert_and_data_parallel(expert_parallel)

@@ -1,0 +1,31 @@
+"""Rows and their routing weights: multiply, dot, and add back without atomics. Shape suffixes: Q routes, S rows, D width."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type sums are kept in: float32 at least."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def add_rows(sum_SD: Tensor, row_Q: Tensor, x_QD: Tensor) -> None:
+    """sum_SD[row_Q[q]] += x_QD[q] in place, in sum's dtype; equal bits on every run."""
+    x_QD = x_QD.to(sum_SD.dtype)
+    if sum_SD.device.type == "cpu":
+        sum_SD.index_add_(0, row_Q, x_QD)
+    else:  # index_add_ is atomic there; this one sorts
+        sum_SD.index_put_((row_Q,), x_QD, accumulate=True)
+
+
+def weighted(x_QD: Tensor, weight_Q: Tensor, dtype: torch.dtype) -> Tensor:
+    """weight * x, multiplied in the wider of the two types and rounded once to `dtype`."""
+    return (x_QD * weight_Q[:, None]).to(dtype)
+
+
+def row_dot(a_QD: Tensor, b_QD: Tensor) -> Tensor:
+    """Dot product of each pair of rows [Q], added in at least float32."""
+    wide = wide_dtype(a_QD.dtype)
+    return torch.linalg.vecdot(a_QD.to(wide), b_QD.to(wide))

@@ -1,0 +1,29 @@
+"""A bank of experts: one matrix an expert, of which a rank holds those it owns."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from model.exchange import Exchange
+from model.sharding import Box
+
+
+class ExpertBank(nn.Module):
+    """`weight` [e, d_in, d_out] over the e experts that live here, a contiguous range of all `n_experts` (maybe none).
+
+    `partitioned` tells whether other ranks hold the rest; it is the same on every rank, whatever a rank owns.
+    """
+
+    weight: Tensor
+
+    def __init__(self, exchange: Exchange, n_experts: int, d_in: int, d_out: int) -> None:
+        super().__init__()
+        self.owned = exchange.owned(n_experts)
+        self.partitioned = exchange.size > 1
+        self.global_shape = (n_experts, d_in, d_out)
+        self.weight = nn.Parameter(torch.empty(len(self.owned), d_in, d_out))
+
+    def box(self) -> Box:
+        """Where `weight` lies in the bank over all experts."""
+        return Box.rows(self.global_shape, self.owned.start, self.owned.stop)

@@ -1,0 +1,75 @@
+"""One layer: attention, then feed-forward, both residual. Norm placement is all that differs between the variants.
+
+Shape suffixes: B sequences, T tokens, D model width.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kernels.spans import span
+from model.attention import DenseAttention, GatedAttention, Statistics
+from model.cache import VisitCache
+from model.config import ModelConfig, SigmaMoEConfig, SwitchHeadConfig
+from model.exchange import Exchange
+from model.feed_forward import DenseFeedForward, SigmaMoE
+from model.rotary import Positions
+from model.router import Record
+from model.switchhead import SwitchHead
+
+
+class Block(nn.Module):
+    """x + attention, then x + feed-forward.
+
+    peri: only what feeds a sigmoid or a softmax (queries, keys, routers) reads the normalised stream; values and the
+    feed-forward read it raw, so that f(c x) = c f(x) (arXiv 2405.16039, section 2.4). pre: everything reads the
+    normalised stream. post: the stream itself is normalised after each addition.
+    """
+
+    def __init__(self, config: ModelConfig, exchange: Exchange, attention_exchange: Exchange, recompute_experts: bool) -> None:
+        super().__init__()
+        self.norm, self.dropout = config.norm, config.dropout
+        self.attention = build_attention(config, attention_exchange)
+        self.feed_forward = build_feed_forward(config, exchange, recompute_experts)
+        self.attention_norm = nn.LayerNorm(config.d_model)
+        self.feed_forward_norm = nn.LayerNorm(config.d_model)
+
+    def forward(self, x_BTD: Tensor, where: Positions, cache: VisitCache | None, record: Record) -> tuple[Tensor, Statistics]:
+        """The stream after this layer, and the statistics of its routers."""
+        data_BTD, n_BTD = self._read(x_BTD, self.attention_norm)
+        with span("attention"):
+            y_BTD, attention_statistics = self.attention(data_BTD, n_BTD, where, cache, record)
+        x_BTD = self._add(x_BTD, y_BTD, self.attention_norm)
+        data_BTD, n_BTD = self._read(x_BTD, self.feed_forward_norm)
+        y_BTD, feed_forward_statistics = self.feed_forward(data_BTD, n_BTD, record)
+        return self._add(x_BTD, y_BTD, self.feed_forward_norm), attention_statistics | feed_forward_statistics
+
+    def _read(self, x_BTD: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+        """What the data path reads, and what queries, keys and routers read."""
+        if self.norm == "post":
+            return x_BTD, x_BTD
+        n_BTD = norm(x_BTD)
+        return (x_BTD if self.norm == "peri" else n_BTD), n_BTD
+
+    def _add(self, x_BTD: Tensor, y_BTD: Tensor, norm: nn.LayerNorm) -> Tensor:
+        x_BTD = x_BTD + F.dropout(y_BTD, self.dropout, self.training)
+        return norm(x_BTD) if self.norm == "post" else x_BTD
+
+
+def build_attention(config: ModelConfig, exchange: Exchange) -> SwitchHead | DenseAttention:
+    """The attention that `config.attention` names."""
+    attention = config.attention
+    if not isinstance(attention, SwitchHeadConfig):
+        return DenseAttention(config.d_model, attention.n_heads, attention.d_head)
+    if attention.n_experts == 1 and attention.single_expert == "output_gate":
+        return GatedAttention(config.d_model, attention.n_heads, attention.d_head)
+    return SwitchHead(config.d_model, attention, exchange)
+
+
+def build_feed_forward(config: ModelConfig, exchange: Exchange, recompute_experts: bool) -> SigmaMoE | DenseFeedForward:
+    """The feed-forward that `config.feed_forward` names."""
+    feed_forward = config.feed_forward
+    if isinstance(feed_forward, SigmaMoEConfig):
+        return SigmaMoE(config.d_model, feed_forward, exchange, recompute_experts)
+    return DenseFeedForward(config.d_model, feed_forward.d_ff)

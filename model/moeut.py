@@ -1,0 +1,202 @@
+"""The language model: embedding, a schedule of visits to shared layers, final norm, output head.
+
+MoEUT (arXiv 2405.16039) is `group: G, repeats: R` with SwitchHead attention, sigma-MoE and peri-layernorm; the dense
+baseline and non-shared mixtures of experts are other fillings of the same slots.
+
+Shape suffixes: B sequences, T tokens, D model width, V vocabulary, E experts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+
+from model.attention import Statistics
+from model.balance import BalanceSums, mean_over_sequences
+from model.bank import ExpertBank
+from model.block import Block
+from model.cache import KVCache, VisitCache
+from model.config import ModelConfig, SigmaMoEConfig, SwitchHeadConfig
+from model.errors import ModelError
+from model.exchange import Exchange, LocalExchange
+from model.initialise import Constant, Normal, Rules, Uniform, draw
+from model.rotary import Positions, positions
+from model.router import Record
+from model.sharding import Box
+
+Recompute = Literal["none", "experts", "visit"]
+
+
+@dataclass
+class ModelOutput:
+    """What a forward gives.
+
+    Attributes:
+        logits: [B, T, V] in the model's type.
+        balance_B: weighted regulariser of every sequence, float32 at least; the loss adds its mean.
+        balance_loss: mean of `balance_B`, 0 for an empty batch.
+        loads: a visit's routes per feed-forward expert, int64 [E], of the tokens given here; empty for dense layers.
+        records: what every visit chose.
+    """
+
+    logits: Tensor
+    balance_B: Tensor
+    balance_loss: Tensor
+    loads: list[Tensor]
+    records: list[Record]
+
+
+class MoEUT(nn.Module):
+    """A decoder-only model whose layers may be visited more than once. `init_parameters` gives it values.
+
+    Args:
+        config: what it is.
+        exchange: how tokens reach feed-forward experts (None: all experts are here).
+        attention_exchange: the same for SwitchHead's experts (None: every rank has all of them).
+        recompute: what the backward makes again: `none`; `experts`, their hidden activations; `visit`, everything of a visit.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        exchange: Exchange | None = None,
+        attention_exchange: Exchange | None = None,
+        recompute: Recompute = "none",
+    ) -> None:
+        super().__init__()
+        if recompute not in ("none", "experts", "visit"):
+            raise ModelError(f"recompute is '{recompute}'; choose none, experts or visit")
+        self.config, self.recompute = config, recompute
+        self.schedule = config.depth.schedule()
+        # What `model.official` replaces to follow the official library to the last bit of a float64 model.
+        self.balance_sums: type[BalanceSums] = BalanceSums
+        self.angle_type: torch.dtype | None = None
+        places = (exchange or LocalExchange(), attention_exchange or LocalExchange())
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.layers = nn.ModuleList(Block(config, *places, recompute == "experts") for _ in range(config.depth.n_layers))
+        self.final_norm = nn.LayerNorm(config.d_model)
+        self.head = nn.Linear(config.d_model, config.vocab_size)
+
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        *,
+        segments_BT: Tensor | None = None,
+        cache: KVCache | None = None,
+        records: list[Record] | None = None,
+    ) -> ModelOutput:
+        """Next-token logits and the balance regulariser.
+
+        Args:
+            tokens_BT: int64; B may be 0, which runs through the same exchanges and gives every parameter a zero gradient.
+            segments_BT: document numbers; attention stays inside a document and positions restart with it.
+            cache: keys and values of the tokens before these, extended by these.
+            records: a dict a visit. Empty ones are filled with the choices made, filled ones are obeyed.
+
+        Raises:
+            ModelError: `cache` together with `segments_BT`, or records that do not fit.
+        """
+        records = self._records(records)
+        where = self._positions(tokens_BT, segments_BT, cache)
+        balance = self.balance_sums(self._balance_weights())
+        x_BTD = self._embed(tokens_BT)
+        for visit, layer in enumerate(self.schedule):
+            visit_cache = None if cache is None else cache.visits[visit]
+            x_BTD, statistics = self._visit(self.layers[layer], x_BTD, where, visit_cache, records[visit])
+            balance.add(layer, statistics)
+        empty_B = torch.zeros(tokens_BT.shape[0], device=x_BTD.device, dtype=torch.promote_types(x_BTD.dtype, torch.float32))
+        balance_B = balance.per_sequence(empty_B, tokens_BT.shape[1])
+        logits_BTV = self.head(self.final_norm(x_BTD))
+        return ModelOutput(logits_BTV, balance_B, mean_over_sequences(balance_B), self._loads(records), records)
+
+    def init_parameters(self, seed: int) -> MoEUT:
+        """Draw all parameters anew (arXiv 2405.16039, appendix): values depend on `seed` and names, not on the layout."""
+        rules = self._rules()
+        boxes = self.boxes()
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                box = boxes[name]
+                values = draw(rules[name], name, box.global_shape, seed)
+                parameter.copy_(values[box.offset[0] : box.offset[0] + box.shape[0]])
+        return self
+
+    def boxes(self) -> dict[str, Box]:
+        """Where every parameter lies in its global tensor; an expert bank holds rows of the bank over all experts."""
+        banks = {f"{name}.weight": bank.box() for name, bank in self._banks()}
+        return {name: banks.get(name) or Box.whole(tuple(parameter.shape)) for name, parameter in self.named_parameters()}
+
+    def expert_parameters(self) -> dict[str, nn.Parameter]:
+        """Parameters partitioned over the expert-parallel group, by name; the same names on every rank."""
+        partitioned = {f"{name}.weight" for name, bank in self._banks() if bank.partitioned}
+        return {name: parameter for name, parameter in self.named_parameters() if name in partitioned}
+
+    def _banks(self) -> list[tuple[str, ExpertBank]]:
+        return [(name, module) for name, module in self.named_modules() if isinstance(module, ExpertBank)]
+
+    def _embed(self, tokens_BT: Tensor) -> Tensor:
+        x_BTD = self.embedding(tokens_BT)
+        if self.config.norm != "post":
+            return x_BTD
+        width = self.config.d_model
+        return F.layer_norm(x_BTD * width**0.5, (width,))
+
+    def _visit(
+        self, layer: nn.Module, x_BTD: Tensor, where: Positions, cache: VisitCache | None, record: Record
+    ) -> tuple[Tensor, Statistics]:
+        if self.recompute != "visit" or cache is not None or not torch.is_grad_enabled():
+            return layer(x_BTD, where, cache, record)
+        # No early stop: it would leave a recomputed exchange half way, its last collective issued on some ranks only.
+        with set_checkpoint_early_stop(False):
+            return checkpoint(layer, x_BTD, where, cache, record, use_reentrant=False)
+
+    def _positions(self, tokens_BT: Tensor, segments_BT: Tensor | None, cache: KVCache | None) -> Positions:
+        if cache is not None and segments_BT is not None:
+            raise ModelError("cache and segments_BT cannot be used together; decode one document a sequence")
+        attention = self.config.attention
+        past = 0 if cache is None else cache.length
+        angle_type = self.angle_type or torch.promote_types(self.head.weight.dtype, torch.float32)
+        return positions(tokens_BT, past, segments_BT, attention.d_head, attention.rotary, angle_type)
+
+    def _records(self, records: list[Record] | None) -> list[Record]:
+        n_visits = len(self.schedule)
+        if records is None:
+            return [{} for _ in range(n_visits)]
+        if len(records) != n_visits:
+            raise ModelError(f"records: {len(records)} given, the model has {n_visits} visits; give one dict a visit")
+        return records
+
+    def _loads(self, records: list[Record]) -> list[Tensor]:
+        feed_forward = self.config.feed_forward
+        if not isinstance(feed_forward, SigmaMoEConfig):
+            return []
+        loads = []
+        for record in records:
+            expert = record["feed_forward"].flatten()
+            load_E = torch.zeros(feed_forward.n_experts, dtype=torch.int64, device=expert.device)
+            loads.append(load_E.scatter_add_(0, expert, torch.ones_like(expert)))
+        return loads
+
+    def _balance_weights(self) -> dict[str, float]:
+        weights: dict[str, float] = {}
+        if isinstance(self.config.feed_forward, SigmaMoEConfig):
+            weights["feed_forward"] = self.config.feed_forward.balance_weight
+        if isinstance(self.config.attention, SwitchHeadConfig):
+            weights["attention.value"] = weights["attention.output"] = self.config.attention.balance_weight
+        return weights
+
+    def _rules(self) -> Rules:
+        width = self.config.d_model
+        bound = Uniform(width**-0.5)
+        rules: Rules = {"embedding.weight": Normal(width**-0.5), "head.weight": bound, "head.bias": bound}
+        scale = 1.0 if self.config.norm == "post" else (2 / len(self.schedule)) ** 0.5
+        for name, module in self.named_modules():
+            if isinstance(module, nn.LayerNorm):
+                rules |= {f"{name}.weight": Constant(1.0), f"{name}.bias": Constant(0.0)}
+            elif hasattr(module, "init_rules"):
+                rules |= {f"{name}.{key}": rule for key, rule in module.init_rules(scale).items()}
+        return rules

@@ -1,0 +1,79 @@
+"""Routers: which experts a token goes to, kept in the visit's record so that no recomputation chooses anew.
+
+Shape suffixes: B sequences, T tokens a sequence, N = B*T tokens, M routers side by side (heads; 1 in a feed-forward layer),
+E experts of one router, K chosen, D model width.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kernels.router import select, softmax_sum, weigh
+from model.errors import ModelError
+
+Record = dict[str, Any]
+"""What one visit chose: names to choices, and what the exchange learnt. Filled when empty, obeyed when not."""
+
+
+class Routing(NamedTuple):
+    """Choices and weights of a batch, and what the balance regulariser must know of it: the softmax summed over tokens, [B, M, E]."""
+
+    expert_NMK: Tensor
+    weight_NMK: Tensor
+    statistic: Tensor
+
+
+class Router(nn.Module):
+    """Sigmoid scores without bias, the K best taken (arXiv 2405.16039 eq. 1-2, 5-6).
+
+    `weight` is [M*E, D]. Logits are computed in float32 at least: a tie in bfloat16 would let the order of summation choose.
+    """
+
+    weight: Tensor
+
+    def __init__(self, name: str, d_model: int, n_experts: int, top_k: int, dropout: float, heads: int | None = None) -> None:
+        super().__init__()
+        self.name, self.heads, self.n_experts, self.top_k, self.dropout = name, heads, n_experts, top_k, dropout
+        self.weight = nn.Parameter(torch.empty((heads or 1) * n_experts, d_model))
+
+    def forward(self, x_BTD: Tensor, record: Record) -> Routing:
+        """Choose, or take the choices of `record[name]`: int64 [N, K], with heads [N, H, K].
+
+        Raises:
+            ModelError: the recorded choices do not fit this batch.
+        """
+        n_tokens, routers = x_BTD.shape[0] * x_BTD.shape[1], self.heads or 1
+        logits_BTME = self._logits(x_BTD).view(*x_BTD.shape[:2], routers, self.n_experts)
+        logits_NME = logits_BTME.flatten(0, 1)
+        kept = (n_tokens, self.top_k) if self.heads is None else (n_tokens, routers, self.top_k)
+        generator = self._dropout_generator()
+        if self.name not in record:
+            dropout = self.dropout if self.training else 0.0
+            record[self.name] = select(logits_NME, self.top_k, dropout, generator).view(kept)
+        expert = record[self.name]
+        if expert.shape != kept:
+            raise ModelError(f"records: '{self.name}' has choices of shape {list(expert.shape)}, this batch needs {list(kept)}")
+        expert_NMK = expert.view(n_tokens, routers, self.top_k)
+        return Routing(expert_NMK, self._weigh(logits_NME, expert_NMK), self._statistic(logits_BTME))
+
+    def _logits(self, x_BTD: Tensor) -> Tensor:
+        wide = torch.promote_types(x_BTD.dtype, torch.float32)
+        return F.linear(x_BTD.to(wide), self.weight.to(wide))
+
+    def _weigh(self, logits_NME: Tensor, expert_NMK: Tensor) -> Tensor:
+        return weigh(logits_NME, expert_NMK)
+
+    def _statistic(self, logits_BTME: Tensor) -> Tensor:
+        return softmax_sum(logits_BTME.transpose(1, 2))
+
+    def _dropout_generator(self) -> torch.Generator | None:
+        # One number is drawn whether or not the choice is made here: a recomputation that takes its choices from the
+        # record must leave the random state where the first pass left it, or later dropout masks would differ.
+        if not (self.training and self.dropout):
+            return None
+        seed = int(torch.randint(2**62, ()))
+        return torch.Generator(self.weight.device).manual_seed(seed)

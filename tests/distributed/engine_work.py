@@ -1,0 +1,66 @@
+"""What ranks run for test_engine.py: train the small model and say what came out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from small_model import SmallModel
+from torch import Tensor
+
+from distributed.engine import Engine, build_engine
+from distributed.recipe import TrainConfig
+from distributed.topology import Topology, init_topology
+
+GLOBAL_BATCH = 12
+
+
+def train_config(**changes: Any) -> TrainConfig:
+    """A recipe's `train` part for twelve rows a step."""
+    return TrainConfig(steps=100, global_batch=GLOBAL_BATCH, micro_batch=1, **({"lr": 1e-2, "clip": 0.5} | changes))
+
+
+def batch(step: int, dtype: torch.dtype, poison: bool = False) -> tuple[Tensor, Tensor]:
+    """Inputs and targets of one step, [12, 5] each, equal on all ranks."""
+    generator = torch.Generator().manual_seed(step)
+    x_ND, target_ND = (torch.randn(GLOBAL_BATCH, 5, generator=generator) for _ in range(2))
+    if poison:
+        x_ND[0, 0] = torch.inf
+    return x_ND.to(dtype), target_ND.to(dtype)
+
+
+def one_step(engine: Engine, topology: Topology, step: int, micro: int, lr: float, dtype: torch.dtype, poison: bool = False) -> dict[str, Any]:
+    """A step over this rank's rows in `micro` micro-batches: this rank's loss, and the engine's report."""
+    x_ND, target_ND = (part.chunk(topology.world)[topology.rank] for part in batch(step, dtype, poison))
+    total = 0.0
+    for number, (rows, targets) in enumerate(zip(x_ND.chunk(micro), target_ND.chunk(micro), strict=True)):
+        loss = (engine.module(rows) - targets).float().square().sum() / GLOBAL_BATCH
+        engine.backward(loss, last=number == micro - 1)
+        total += float(loss.detach())
+    report = engine.step(lr)
+    return {"loss": total, "grad_norm": report.grad_norm, "skipped": report.skipped}
+
+
+def start(expert_parallel: int, dtype: str = "float32", **train: Any) -> tuple[Engine, Topology, SmallModel]:
+    """A topology, the small model on it, and its engine."""
+    topology = init_topology(expert_parallel, device="cpu", timeout_seconds=60)
+    model = SmallModel(topology).to(getattr(torch, dtype))
+    return build_engine(model, train_config(**train), topology), topology, model
+
+
+def state(engine: Engine) -> list[dict[str, Any]]:
+    """This rank's fragments, copied."""
+    return [
+        {"name": f.name, "box": f.box, "start": f.start, "stop": f.stop, **{key: view.clone() for key, view in f.tensors.items()}}
+        for f in engine.fragments()
+    ]
+
+
+def run(
+    expert_parallel: int = 1, steps: int = 5, micro: int = 2, lr: float = 1e-2, dtype: str = "float32", poison: int = -1, **train: Any
+) -> dict[str, Any]:
+    """Train some steps; the step numbered `poison` gets an infinite input."""
+    engine, topology, model = start(expert_parallel, dtype, **train)
+    reports = [one_step(engine, topology, step, micro, lr, getattr(torch, dtype), step == poison) for step in range(steps)]
+    weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    return {"reports": reports, "weights": weights, "state": state(engine), "applied": engine.applied_steps, "boxes": model.boxes()}

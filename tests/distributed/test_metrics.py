@@ -1,0 +1,148 @@
+"""Metrics: reductions over ranks against figures known in advance, files, and what a restart takes back."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from metrics_work import N_EXPERTS, STEPS, TOKENS, lone, recipe, train
+from pool import Pool
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from distributed.clock import PARTS
+from distributed.run_folder import RunFolder
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    folder = RunFolder(tmp_path / "small")
+    folder.create(recipe())
+    return folder
+
+
+def lines(run: RunFolder) -> list[dict[str, object]]:
+    return [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
+
+
+def curve(run: RunFolder, tag: str) -> list[tuple[int, float]]:
+    return [(event.step, event.value) for event in EventAccumulator(str(run.tensorboard)).Reload().Scalars(tag)]
+
+
+def words(run: RunFolder) -> list[str]:
+    events = EventAccumulator(str(run.tensorboard)).Reload().Tensors("run/start/text_summary")
+    return [event.tensor_proto.string_val[0].decode() for event in events]
+
+
+def test_an_interval_of_one_rank(run: RunFolder) -> None:
+    figures = train(run, lone())
+    assert figures["loss"] == 2.0
+    assert figures["perplexity"] == pytest.approx(math.exp(2.0))
+    assert figures["balance_loss"] == pytest.approx(0.2)
+    assert figures["grad_norm"] == 1.0
+    assert figures["grad_norm_max"] == 1.5
+    assert figures["tokens"] == STEPS * TOKENS
+    assert figures["step_seconds"] == 1.0
+    assert figures["tokens_per_second"] == TOKENS
+    assert figures["parts"] == {**dict.fromkeys(PARTS, 0.0), "forward": 0.5, "experts": 0.5}
+    assert figures["model_flop_use"] > 0
+    assert figures["host_bytes_max"] > 10**6
+
+
+def test_load_figures_of_one_rank(run: RunFolder) -> None:
+    load = train(run, lone())["load"]
+    assert load["dead_share_by_visit"] == [0.0, 6 / 7]
+    assert load["never_used_share"] == 0.0
+    assert load["routing_entropy_by_visit"] == pytest.approx([1.0, 0.0])
+    assert load["rank_imbalance"] == 1.0
+
+
+@pytest.mark.parametrize(("world", "expert_parallel"), [(2, 2), (4, 2)])
+def test_ranks_are_reduced_to_the_same_figures(run: RunFolder, pool: Pool, world: int, expert_parallel: int) -> None:
+    figures, *others = pool.run(world, "metrics_work:train_rank", folder=str(run.path), expert_parallel=expert_parallel)
+    assert others == [{}] * (world - 1)
+    assert figures["loss"] == pytest.approx(2.0)
+    assert figures["balance_loss"] == pytest.approx(0.2)
+    assert figures["tokens"] == STEPS * TOKENS * world
+    assert figures["step_seconds"] == (world + 1) / 2
+    assert figures["parts"]["experts"] == (world + 1) / 4
+    # Experts 0-2 live on even ranks and 3-6 on odd ones. First visit: rank 0 sends 6 and 8, every other rank 14 to its odd one.
+    first = {2: [6, 22], 4: [6, 22, 0, 28]}[world]
+    expected = [max(first) / (sum(first) / world), 2.0]
+    assert figures["load"]["rank_imbalance_by_visit"] == pytest.approx(expected)
+    assert figures["load"]["dead_share_by_visit"] == [0.0, 6 / 7]
+
+
+def test_skipped_steps_leave_no_trace_in_the_loss(run: RunFolder) -> None:
+    figures = train(run, lone(), skip=2)
+    assert figures["loss"] == 2.0
+    assert figures["grad_norm_max"] == 1.5
+    assert figures["skipped_steps"] == 1
+
+
+def test_an_interval_without_a_loss_is_still_json(run: RunFolder) -> None:
+    train(run, lone(), stop=1, skip=1)
+    text = run.metrics_path.read_text()
+    assert "NaN" not in text
+    assert json.loads(text.splitlines()[0])["loss"] is None
+
+
+def test_state_is_what_status_shows(run: RunFolder) -> None:
+    train(run, lone())
+    state = run.read_state()
+    assert state["state"] == "running"
+    assert (state["step"], state["steps"], state["loss"], state["seconds_left"]) == (3, 12, 2.0, 9.0)
+    run.stop_path.touch()
+    train(run, lone(), start=3, stop=6)
+    assert run.read_state()["state"] == "stopping"
+
+
+def test_a_restart_takes_back_what_it_will_do_again(run: RunFolder) -> None:
+    train(run, lone(), stop=3)
+    train(run, lone(), start=3, stop=6)
+    train(run, lone(), start=3, stop=9)
+    assert [(line["step"], line.get("loss")) for line in lines(run)] == [(3, 2.0), (3, None), (9, 6.5), (9, None)]
+    assert curve(run, "loss/train") == [(3, 2.0), (9, 6.5)]
+    assert curve(run, "held_out_loss/python") == [(3, 2.0), (9, 2.0)]
+
+
+def test_a_line_cut_by_a_crash_is_dropped_at_the_restart(run: RunFolder) -> None:
+    train(run, lone())
+    with run.metrics_path.open("a") as file:
+        file.write('{"step": 3, "lo')
+    train(run, lone(), start=3, stop=6)
+    assert [line["step"] for line in lines(run)] == [3, 3, 6, 6]
+
+
+def test_a_change_of_world_is_marked(run: RunFolder, pool: Pool) -> None:
+    pool.run(2, "metrics_work:train_rank", folder=str(run.path), expert_parallel=1)
+    train(run, lone(), start=3, stop=6)
+    first, second = words(run)
+    assert first.startswith("Started with 2 ranks, expert parallelism 1.")
+    assert second.startswith("Resumed after step 3 with 1 ranks, expert parallelism 1 (world changed from 2 to 1 ranks).")
+
+
+def test_heat_maps_come_at_their_interval(run: RunFolder) -> None:
+    train(run, lone())
+    events = EventAccumulator(str(run.tensorboard), size_guidance={"images": 0}).Reload()
+    (picture,) = events.Images("expert_load/layer_0")
+    assert (picture.step, picture.width, picture.height) == (3, 1024 // N_EXPERTS * N_EXPERTS, 2 * 24)
+
+
+def test_a_model_without_experts(run: RunFolder) -> None:
+    from types import SimpleNamespace
+
+    from distributed.clock import StepClock
+    from distributed.metrics import Metrics
+
+    clock = StepClock(torch.device("cpu"))
+    metrics = Metrics(run, recipe(), lone(), 1000.0, [], 0, clock, epoch_of=lambda step: step / 4)
+    metrics.observe(SimpleNamespace(loads=[]), TOKENS)
+    metrics.step(1, torch.tensor(1.0), torch.tensor(0.0), grad_norm=1.0, lr=1.0, tokens=TOKENS)
+    metrics.log(1)
+    metrics.close()
+    assert metrics.figures["load"] == {}
+    assert metrics.figures["epoch"] == 0.25
+    assert sum(metrics.figures["parts"].values()) > 0
