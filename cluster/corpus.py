@@ -52,7 +52,7 @@ def _alone(folder: Path) -> Iterator[None]:
         descriptor = os.open(folder.parent / f".{folder.name}.lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as fault:
         raise DataError(
-            f"data.folder {folder} cannot be written: {fault.strerror}; choose another data.folder, or set MOOTRON_HOME to a writable folder"
+            f"data.folder {folder} cannot be written: {fault.strerror}; change data.folder, or set MOOTRON_HOME to a writable folder"
         ) from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

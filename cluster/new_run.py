@@ -48,13 +48,26 @@ class NewRun:
             overrides = [*overrides, f"cluster.address={self.address!r}"]
         return load_recipe(path, overrides)
 
+    def named_recipe(self) -> Recipe:
+        """The recipe under a name that is free: one that came with the recipe gets a number once its run has finished.
+
+        A name given by hand is kept.
+        """
+        recipe = self.recipe()
+        if self.name is not None:
+            return recipe
+        name, number = recipe.name, 2
+        while RunFolder.named(name).read_state()["state"] == "finished":
+            name, number = f"{recipe.name}-{number}", number + 1
+        return recipe.model_copy(update={"name": name})
+
     def plan(self) -> tuple[Recipe, GroupPlan]:
         """The recipe as it will run here, and its worker group.
 
         Raises:
             RunError, ClusterError: the recipe does not fit the number of workers.
         """
-        recipe = self.recipe()
+        recipe = self.named_recipe()
         plan = plan_run(recipe)
         chosen = recipe.cluster.workers is not None or any(word.startswith("expert_parallel.size=") for word in self.words)
         if plan.gpus_per_worker and not chosen:
@@ -65,24 +78,13 @@ class NewRun:
     def start(self, console: Console) -> int:
         """Check everything, then run; returns the exit code."""
         recipe, plan = self.plan()
-        run = self._free_name(RunFolder.named(recipe.name))
-        recipe = recipe.model_copy(update={"name": run.name})
+        run = RunFolder.named(recipe.name)
         with RunLock(run) as lock:
             clear_unstarted(run)
             ensure_corpus(recipe, console)
             run.create(recipe)
             announce(recipe, plan, run, console)
             return launch(Start(run, recipe, plan, branch_from=self.branch_from), lock, console)
-
-    def _free_name(self, run: RunFolder) -> RunFolder:
-        """A name that came with the recipe gets a number once its run has finished; a name given by hand is kept."""
-        if self.name is not None:
-            return run
-        base, number = run, 2
-        while run.read_state()["state"] == "finished":
-            run = RunFolder(base.path.with_name(f"{base.name}-{number}"))
-            number += 1
-        return run
 
 
 def clear_unstarted(run: RunFolder) -> None:
@@ -94,7 +96,10 @@ def clear_unstarted(run: RunFolder) -> None:
     if has_checkpoint(run):
         state = run.read_state()
         if state["state"] == "finished":
-            raise RunError(f"run '{run.name}' has finished; choose another name with --name, or go on with ./launch.sh resume {run.name} train.steps=N")
+            raise RunError(
+                f"run '{run.name}' has finished; choose another name with --name, "
+                f"or train it longer with ./launch.sh resume {run.name} train.steps=N"
+            )
         raise RunError(
             f"run '{run.name}' has checkpoints already (step {state.get('step', 'unknown')}); "
             f"go on with ./launch.sh resume {run.name}, or choose another name with --name"

@@ -1,13 +1,16 @@
 """A Ray to work with: a private one on loopback that ends with the block, or a connection to a running cluster.
 
 Trap: Ray replaces 127.0.0.1 by the host's outer address and then listens on every interface. The switch that Ray gives
-to laptops (RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0) keeps a private Ray, all its processes included, on loopback.
+to laptops (RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0) keeps a private Ray, all its processes included, on loopback. Ray also wants a token
+and would write one into the home folder, readable by all; a private Ray gets its own, in its environment alone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -44,6 +47,7 @@ def ray_session(address: str | None = None, cpus: int | None = None, gpus: int |
 @contextlib.contextmanager
 def _private(cpus: int | None, gpus: int | None) -> Iterator[None]:
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
     _sweep_sessions()
@@ -56,7 +60,7 @@ def _private(cpus: int | None, gpus: int | None) -> Iterator[None]:
                 num_gpus=gpus,
                 include_dashboard=False,
                 log_to_driver=False,
-                logging_level="ERROR",
+                logging_level=logging.ERROR,
                 object_store_memory=OBJECT_STORE_BYTES,
                 _node_ip_address=LOOPBACK,
                 _temp_dir=str(folder),
@@ -74,9 +78,9 @@ def _connected(address: str) -> Iterator[None]:
     import ray
 
     if address.startswith("ray://"):
-        raise ClusterError(f"cluster address '{address}': workers need host:port of the cluster itself, not the Ray client's; see ray status")
+        raise ClusterError(f"cluster address '{address}': give host:port of the cluster itself, not of the Ray client")
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, TimeoutError, RuntimeError) as fault:
         raise ClusterError(f"no Ray cluster answers at '{address}' ({_first_line(fault)}); start one with `ray start --head`") from fault
     try:

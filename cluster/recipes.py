@@ -21,7 +21,7 @@ def split_words(words: list[str]) -> tuple[str, list[str]]:
     """
     names = [word for word in words if "=" not in word]
     if len(names) > 1:
-        raise RunError(f"two recipes given, '{names[0]}' and '{names[1]}'; fields are changed by field.name=value, for example train.lr=3e-4")
+        raise RunError(f"two recipes given, '{names[0]}' and '{names[1]}'; a field is changed by field=value, for example train.lr=3e-4")
     return (names[0] if names else DEFAULT_RECIPE), [word for word in words if "=" in word]
 
 

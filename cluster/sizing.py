@@ -34,10 +34,11 @@ def plan_group(recipe: Recipe, cpus: int, gpus: int, shared: bool) -> GroupPlan:
     workers = wanted.workers or gpus or WORKERS_WITHOUT_GPU * (wanted.nodes or 1)
     if gpus and workers > gpus:
         raise ClusterError(
-            f"cluster.workers is {workers} but there are {gpus} GPUs; choose cluster.workers={gpus} or fewer, or hide the GPUs with CUDA_VISIBLE_DEVICES="
+            f"cluster.workers is {workers} but there are {gpus} GPUs; choose cluster.workers={gpus} or fewer, "
+            "or hide the GPUs with CUDA_VISIBLE_DEVICES="
         )
     if wanted.nodes and workers % wanted.nodes:
-        raise ClusterError(f"cluster.workers is {workers}, which cluster.nodes={wanted.nodes} cannot share equally; choose a multiple of it")
+        raise ClusterError(f"cluster.workers is {workers}, which cluster.nodes={wanted.nodes} cannot share equally; choose a multiple")
     equal_share = max(cpus, workers) / workers
     return GroupPlan(
         workers=workers,

@@ -57,7 +57,9 @@ def verdict(figures: dict[str, Any]) -> Text:
     words.append(f"{abs(below):.3f} nats {'below' if below >= 0 else 'ABOVE'} the unigram model", style="green" if below >= 0 else "red")
     if above is not None:
         words.append(", ")
-        words.append(f"{abs(above):.3f} nats {'above' if above >= 0 else 'below'} the bigram model", style="yellow" if above >= 0 else "green")
+        words.append(
+            f"{abs(above):.3f} nats {'above' if above >= 0 else 'below'} the bigram model", style="yellow" if above >= 0 else "green"
+        )
     return words
 
 

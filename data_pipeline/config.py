@@ -48,7 +48,7 @@ class TokenizerConfig(Strict):
     kind: Literal["byte_bpe", "sentencepiece_bpe", "file"] = "byte_bpe"
     vocab_size: int = Field(default=4096, ge=257)
     path: str | None = None
-    train_megabytes: float = Field(default=32.0, gt=0.0)
+    train_megabytes: float = Field(default=16.0, gt=0.0)
     document_end: Literal["auto", "token", "story_sep", "none"] = "auto"
 
     @property

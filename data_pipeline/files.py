@@ -39,7 +39,7 @@ def write_text(path: Path, text: str) -> None:
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
     """Write named arrays as .npz; read them with `allow_pickle=False`."""
     with written_beside(path) as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
+        np.savez(file, **arrays)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

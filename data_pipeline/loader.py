@@ -6,7 +6,9 @@ state to restore. Workers are started by a fork server: a fork of the trainer wo
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +35,7 @@ class StepLoader:
             batch_size=None,
             num_workers=workers,
             prefetch_factor=prefetch if workers else None,
-            multiprocessing_context="forkserver" if workers else None,
+            multiprocessing_context=_fork_server() if workers else None,
             collate_fn=_unchanged,
         )
         self._steps = range(start_step, stop_step)
@@ -85,6 +87,13 @@ class _Steps(Dataset[list[np.ndarray]]):
 
     def __getitem__(self, micro_batches: list[list[int]]) -> list[np.ndarray]:
         return [self._windows.read(ids) for ids in micro_batches]
+
+
+def _fork_server() -> Any:
+    """The context whose server imports what every worker needs once, instead of each worker by itself."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["data_pipeline.loader", "streaming"])
+    return context
 
 
 def _unchanged(sample: list[np.ndarray]) -> list[np.ndarray]:

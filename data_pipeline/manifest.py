@@ -62,10 +62,10 @@ class SourceManifest(_Frozen):
 class Manifest(_Frozen):
     """A whole prepared set. `recipe` holds the fields that decide its content; `indices` the digests of shard indices."""
 
-    format: Literal[1]
+    format: int
     recipe: dict[str, Any]
     seq_len: int
-    token_bytes: Literal[2, 4]
+    token_bytes: int
     tokenizer: TokenizerManifest
     sources: dict[str, SourceManifest]
     indices: dict[str, str]
@@ -140,7 +140,7 @@ def check(folder: Path, config: DataConfig, verify: bool | None = None) -> Manif
     if not tokenizer.is_file():
         raise DataError(f"tokenizer {tokenizer} is missing; remove {folder} and prepare it again")
     if digest_of_file(tokenizer) != manifest.tokenizer.digest:
-        raise DataError(f"{tokenizer} is not the tokenizer these shards were made with (its digest differs); remove {folder} and prepare it again")
+        raise DataError(f"{tokenizer} is not the tokenizer of these shards (its digest differs); remove {folder} and prepare it again")
     shards = [shard for place, digest in manifest.indices.items() for shard in _listed_shards(folder, place, digest)]
     if verify is None:
         verify = sum(size for _, size, _ in shards) < _VERIFY_BYTES
@@ -163,9 +163,8 @@ def _check_recipe(folder: Path, manifest: Manifest, config: DataConfig) -> None:
         raise DataError(f"data.tokenizer.path {path} is another tokenizer than the one the shards in {folder} were made with; {mend}")
     if made["sources"] != asked["sources"]:
         names = [source.name for source in config.sources if _source_fields(source) not in made["sources"]]
-        raise DataError(
-            f"the shards in {folder} are from another corpus: data.sources differs ({', '.join(names) or 'a source was removed or moved'}); {mend}"
-        )
+        which = ", ".join(names) or "a source was removed or moved"
+        raise DataError(f"the shards in {folder} are from another corpus: data.sources differs ({which}); {mend}")
     for field in ("held_out_fraction", "deduplicate", "seed"):
         if made[field] != asked[field]:
             raise DataError(f"data.{field} is {asked[field]} but the shards in {folder} were made with {made[field]}; {mend}")

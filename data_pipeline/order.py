@@ -2,14 +2,15 @@
 
 One source: an epoch is a permutation of its windows, cut to a multiple of the global batch, so that no batch is short.
 Several sources: sample slot j of the run belongs to a source by exact integer arithmetic, such that after any number of slots
-every source has had its proportion to within one or two samples; each source goes through its own permutations and
-wraps by itself.
+every source has had its proportion to within half as many samples as there are sources; each source goes through its own
+permutations and wraps by itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from fractions import Fraction
+from math import ceil
 
 import numpy as np
 
@@ -29,32 +30,22 @@ class SampleOrder:
             if count < 1:
                 raise DataError(f"source '{name}' has no train windows; give it more text or shorten data.seq_len")
         if len(counts) == 1 and (only := next(iter(counts.values()))) < global_batch:
-            raise DataError(
-                f"train.global_batch is {global_batch} but the train split has {only} windows; lower it to {only} or less, or prepare more text"
-            )
+            mend = f"lower it to {only} or less, or prepare more text"
+            raise DataError(f"train.global_batch is {global_batch} but the train split has {only} windows; {mend}")
         self._counts = dict(counts)
         self._starts = dict(zip(counts, np.cumsum([0, *counts.values()])[:-1].tolist(), strict=True))
         self._batch = global_batch
         self._seed = seed
-        self._shares = _remaining_shares(counts, proportions)
+        self._proportions = _exact_proportions(counts, proportions)
+        self._shares = _remaining_shares(self._proportions)
 
     @property
     def steps_per_epoch(self) -> int:
         """Steps of one pass (one source); with several, steps until the source that lasts longest has been passed once."""
         if len(self._counts) == 1:
             return next(iter(self._counts.values())) // self._batch
-        slots = 1
-        while any(self._drawn(slots)[name] < count for name, count in self._counts.items()):
-            slots *= 2
-        low, high = 0, slots
-        while low < high:
-            middle = (low + high) // 2
-            drawn = self._drawn(middle)
-            if all(drawn[name] >= count for name, count in self._counts.items()):
-                high = middle
-            else:
-                low = middle + 1
-        return -(-low // self._batch)
+        slots = max(count / self._proportions[name] for name, count in self._counts.items())
+        return -(-ceil(slots) // self._batch)
 
     def epoch(self, step: int) -> int:
         """Whole passes before this step: over the source, or over the one of several that is furthest behind."""
@@ -106,17 +97,24 @@ class SampleOrder:
         return drawn
 
 
-def _remaining_shares(counts: Mapping[str, int], proportions: Mapping[str, float] | None) -> dict[str, Fraction]:
-    """Each source's share of what the sources before it leave; the last takes all of it. Default: by windows."""
+def _exact_proportions(counts: Mapping[str, int], proportions: Mapping[str, float] | None) -> dict[str, Fraction]:
+    """Proportions that sum to 1; by windows where none are given."""
     weights = {}
     for name, count in counts.items():
         weight = count if proportions is None else proportions.get(name, 0.0)
         if not weight > 0:
             raise DataError(f"source '{name}' has proportion {weight}; it must be above 0")
-        weights[name] = Fraction(weight).limit_denominator(1_000_000)
+        # 0.1 as written, not as a binary fraction with 55 digits.
+        weights[name] = Fraction(str(weight))
+    total = sum(weights.values(), Fraction(0))
+    return {name: weight / total for name, weight in weights.items()}
+
+
+def _remaining_shares(proportions: dict[str, Fraction]) -> dict[str, Fraction]:
+    """Each source's share of what the sources before it leave; the last takes all of it."""
     shares = {}
-    left = sum(weights.values(), Fraction(0))
-    for name, exact in weights.items():
-        shares[name] = exact / left
-        left -= exact
+    left = Fraction(1)
+    for name, proportion in proportions.items():
+        shares[name] = proportion / left
+        left -= proportion
     return shares

@@ -47,6 +47,7 @@ Progress = Callable[[str, int, int], None]
 _VERSION = 1
 _OVERLAP_SAMPLE = 1 << 20
 _BYTES_A_WORD = 6
+_FATES: dict[Split, int] = {"train": TRAIN, "held_out": HELD_OUT}
 
 
 def prepare(config: DataConfig, folder: Path, on_progress: Progress | None = None, workers: int | None = None) -> Manifest:
@@ -71,7 +72,8 @@ def prepare(config: DataConfig, folder: Path, on_progress: Progress | None = Non
             shutil.rmtree(work, ignore_errors=True)
             return manifest
     except OSError as fault:
-        raise DataError(f"data.folder {folder} cannot be prepared: {fault.strerror or fault} ({fault.filename}); set data.folder to a writable place") from None
+        reason = f"{fault.strerror or fault} ({fault.filename})"
+        raise DataError(f"data.folder {folder} cannot be prepared: {reason}; set data.folder to a writable place") from None
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -90,6 +92,8 @@ class _Preparation:
     def run(self, folder: Path, workers: int | None) -> Manifest:
         """All stages, in order."""
         self.work.mkdir(parents=True, exist_ok=True)
+        if self.config.tokenizer.kind == "file":
+            open_tokenizer(self._tokenizer({}), self.config.tokenizer.resolved_end)  # a fault of it is found before the work
         for source in self.config.sources:
             self.parts[source.name] = list_parts(source, self.config.seed)
         here = any(source.kind == "installed_python" for source in self.config.sources)
@@ -107,7 +111,8 @@ class _Preparation:
         missing = {path: arguments for path, arguments in jobs if not path.exists()}
         before = len(jobs) - len(missing)
         self.on_progress(stage, before, len(jobs))
-        tasks.map(function, [(*arguments, path) for path, arguments in missing.items()], lambda done: self.on_progress(stage, before + done, len(jobs)))
+        calls = [(*arguments, path) for path, arguments in missing.items()]
+        tasks.map(function, calls, lambda done: self.on_progress(stage, before + done, len(jobs)))
         return [path for path, _ in jobs]
 
     def _survey(self, tasks: Runner) -> dict[str, list[Survey]]:
@@ -123,7 +128,7 @@ class _Preparation:
         """The tokenizer's file: the given one, or one trained on a sample of the train documents."""
         wanted = self.config.tokenizer
         if wanted.path is not None and wanted.kind == "file":
-            return Path(wanted.path).expanduser()
+            return Path(wanted.path).expanduser().absolute()
         fates = [part.tobytes().hex() for plan in plans.values() for part in plan.fate_by_part]
         key = digest_of([_VERSION, wanted.model_dump(mode="json"), self.config.seed, [plan.digest for plan in plans.values()], fates])
         path = self.work / f"tokenizer-{key}{'.json' if wanted.kind == 'byte_bpe' else '.model'}"
@@ -153,7 +158,8 @@ class _Preparation:
         jobs = []
         for source in self.config.sources:
             for part, fate_D in zip(self.parts[source.name], plans[source.name].fate_by_part, strict=True):
-                key = digest_of([_VERSION, source.model_dump(mode="json"), part.digest, fate_D.tobytes().hex(), tokenizer.digest, end, threshold])
+                read = [source.model_dump(mode="json"), part.digest, fate_D.tobytes().hex()]
+                key = digest_of([_VERSION, read, tokenizer.digest, end, threshold])
                 jobs.append((self.work / f"tokens-{key}.npz", (source, part, fate_D, tokenizer_path, end, threshold)))
         files = iter(self._run_missing(tasks, "tokenize", tokenize_part, jobs))
         return {name: [next(files) for _ in parts] for name, parts in self.parts.items()}
@@ -169,9 +175,8 @@ class _Preparation:
                 located, tokens = locate(paths, split)
                 windows = count_windows(tokens, seq_len, split)
                 if not windows:
-                    raise DataError(
-                        f"source '{source}': {tokens} {split} tokens do not fill a window of data.seq_len {seq_len}; give it more text or shorten seq_len"
-                    )
+                    shortfall = f"{tokens} {split} tokens do not fill a window of data.seq_len {seq_len}"
+                    raise DataError(f"source '{source}': {shortfall}; give it more text or shorten seq_len")
                 for first in range(0, windows, step):
                     last = min(first + step, windows)
                     key = digest_of([_VERSION, [(path.name, start) for path, start in located], split, seq_len, first, last])
@@ -196,7 +201,8 @@ class _Preparation:
             merge_shards(folders, split_folder(whole, source, split))
         file = f"tokenizer{tokenizer_path.suffix}"
         link_or_copy(tokenizer_path, whole / file)
-        overlaps = measure_overlap(list(token_files.values()), [path for paths in token_files.values() for path in paths])
+        overlaps = measure_overlap(token_files)
+        places = [f"{source}/{split}/{INDEX}" for source, split in shards]
         manifest = Manifest(
             format=FORMAT,
             recipe=content_fields(self.config),
@@ -210,10 +216,8 @@ class _Preparation:
                 end_of_document=tokenizer.end_of_document,
                 digest=tokenizer.digest,
             ),
-            sources={
-                name: self._describe(plans[name], paths, overlap) for (name, paths), overlap in zip(token_files.items(), overlaps, strict=True)
-            },
-            indices={place: digest_of_file(whole / place) for place in (f"{source}/{split}/{INDEX}" for source, split in shards)},
+            sources={name: self._describe(plans[name], token_files[name], overlap) for name, overlap in overlaps.items()},
+            indices={place: digest_of_file(whole / place) for place in places},
         )
         write_text(whole / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
         os.rename(whole, folder)
@@ -221,7 +225,7 @@ class _Preparation:
 
     def _describe(self, plan: SourcePlan, paths: list[Path], overlap: float) -> SourceManifest:
         splits: dict[Split, SplitManifest] = {}
-        for fate, split in enumerate(SPLITS):
+        for split, fate in _FATES.items():
             tokens = locate(paths, split)[1]
             splits[split] = SplitManifest(
                 documents=plan.count(fate),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -111,7 +112,7 @@ def _start(folder: str, cpus: int) -> None:
         num_gpus=0,
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
         configure_logging=False,
         runtime_env={"env_vars": {"PYTHONPATH": path}},
         _node_ip_address="127.0.0.1",

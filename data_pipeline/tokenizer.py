@@ -59,7 +59,8 @@ class ByteLevelBPE:
         for name in _KNOWN_ENDS:
             if (found := self._inner.token_to_id(name)) is not None:
                 return int(found)
-        raise DataError(f"tokenizer {path} has none of the end tokens {', '.join(_KNOWN_ENDS)}; set tokenizer.document_end to story_sep or none")
+        known = ", ".join(_KNOWN_ENDS)
+        raise DataError(f"tokenizer {path} has none of the end tokens {known}; set tokenizer.document_end to story_sep or none")
 
     def encode(self, text: str) -> list[int]:
         """See Tokenizer."""
@@ -134,7 +135,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     pinned: TokenizerManifest = manifest.tokenizer
     found = open_tokenizer(folder / pinned.file, pinned.document_end)
     if found.digest != pinned.digest:
-        raise DataError(f"{folder / pinned.file} is not the tokenizer these shards were made with (its digest differs); prepare the set again")
+        raise DataError(f"{folder / pinned.file} is not the tokenizer of these shards (its digest differs); prepare the set again")
     return found
 
 

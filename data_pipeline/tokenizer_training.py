@@ -62,9 +62,9 @@ def train_sentencepiece(texts: Iterable[str], config: TokenizerConfig) -> bytes:
             minloglevel=2,
         )
     except RuntimeError as fault:
-        raise DataError(
-            f"data.tokenizer.vocab_size {config.vocab_size} cannot be trained: {str(fault).splitlines()[0]}; use more text or a smaller vocabulary"
-        ) from None
+        reason = str(fault).splitlines()[0]
+        mend = "use more text or a smaller vocabulary"
+        raise DataError(f"data.tokenizer.vocab_size {config.vocab_size} cannot be trained: {reason}; {mend}") from None
     return model.getvalue()
 
 

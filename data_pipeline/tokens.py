@@ -41,7 +41,8 @@ def tokenize_part(
         if count <= len(fate_D) and (fate := fate_D[count - 1]) < len(SPLITS):
             texts[fate].append(document.text)
     if count != len(fate_D):
-        raise DataError(f"{part.entries[0].path} changed while it was being prepared ({len(fate_D)} documents, now {count}); run prepare again")
+        change = f"{len(fate_D)} documents, now {count}"
+        raise DataError(f"{part.entries[0].path} changed while it was being prepared ({change}); run prepare again")
     arrays = {}
     for split, of_split in zip(SPLITS, texts, strict=True):
         arrays[split] = encode_all(tokenizer, of_split)
@@ -68,16 +69,16 @@ def load_tokens(path: Path, split: str) -> np.ndarray:
         return np.asarray(arrays[split])
 
 
-def measure_overlap(held_out: list[list[Path]], train: list[Path]) -> list[float]:
-    """For each source's held-out parts: the share of their distinct 13-grams that occur in any of the train parts."""
-    wanted = [_joined(paths, "held_out_grams") for paths in held_out]
-    found = [np.zeros(len(grams), bool) for grams in wanted]
-    for path in train:
+def measure_overlap(parts: dict[str, list[Path]]) -> dict[str, float]:
+    """For each source: the share of its distinct held-out 13-grams that occur in the train split of any source."""
+    wanted = {source: _joined(paths, "held_out_grams") for source, paths in parts.items()}
+    found = {source: np.zeros(len(grams), bool) for source, grams in wanted.items()}
+    for path in (path for paths in parts.values() for path in paths):
         with np.load(path, allow_pickle=False) as arrays:
             grams_N = arrays["train_grams"]
-        for grams, hit in zip(wanted, found, strict=True):
-            hit |= np.isin(grams, grams_N, assume_unique=True)
-    return [float(hit.mean()) if len(hit) else 0.0 for hit in found]
+        for source, grams in wanted.items():
+            found[source] |= np.isin(grams, grams_N, assume_unique=True)
+    return {source: float(hit.mean()) if len(hit) else 0.0 for source, hit in found.items()}
 
 
 def _joined(paths: list[Path], name: str) -> np.ndarray:

@@ -66,7 +66,8 @@ class Windows:
         for row, sample_id in enumerate(ids):
             tokens = self._tokens(sample_id)
             if len(tokens) != self.seq_len + 1:
-                raise DataError(f"window {sample_id} of {self.split} has {len(tokens)} tokens, not {self.seq_len + 1}; read it with read_ragged")
+                lengths = f"{len(tokens)} tokens, not {self.seq_len + 1}"
+                raise DataError(f"window {sample_id} of {self.split} has {lengths}; read it with read_ragged")
             rows[row] = tokens
         return rows
 
@@ -107,6 +108,7 @@ class Windows:
             readers = open_shards(split_folder(self.folder, source, self.split))
             ends = np.cumsum([reader.samples for reader in readers])
             if not len(ends) or ends[-1] != self.counts[source]:
-                raise DataError(f"{split_folder(self.folder, source, self.split)} does not hold the windows its manifest names; prepare it again")
+                place = split_folder(self.folder, source, self.split)
+                raise DataError(f"{place} does not hold the windows its manifest names; remove {self.folder} and prepare it again")
             self._shards[source] = (readers, ends)
         return self._shards[source]

@@ -34,27 +34,27 @@ class Progress:
 
 
 progress = Progress()
-_order: list[tuple[str, str]] | None = None
+_order: list[str] | None = None
 
 
 class Pending:
-    """A collective on its way. `wait` must be called once; it gives `result` when the data has arrived."""
+    """A collective on its way. It has happened when `wait`, which must be called once, returns."""
 
-    def __init__(self, work: Any, name: str, number: int, result: Tensor, kept: Tensor) -> None:
+    def __init__(self, work: Any, name: str, number: int, buffers: tuple[Tensor, ...]) -> None:
         self._work, self._name, self._number = work, name, number
-        self._result = result
-        self._kept: Tensor | None = kept  # the sender's buffer must outlive the transfer
+        self._buffers = buffers  # must outlive the transfer
 
-    def wait(self) -> Tensor:
-        """The received tensor.
+    def wait(self) -> None:
+        """Block (with NCCL: make the stream wait) until the data is there.
 
         Raises:
             CollectiveError: a peer is gone or did not come in time.
         """
+        if _order is not None:
+            _order.append(f"await {self._name}")
         with _explained(self._name, self._number):
             self._work.wait()
-        self._kept = None
-        return self._result
+        self._buffers = ()
 
 
 def all_to_all(name: str, send: Tensor, receive: Tensor, send_rows: list[int], receive_rows: list[int], group: Group) -> Pending:
@@ -68,7 +68,7 @@ def all_to_all(name: str, send: Tensor, receive: Tensor, send_rows: list[int], r
     number = _enter(name, send.dtype)
     with _explained(name, number):
         work = dist.all_to_all_single(receive, send, receive_rows, send_rows, group=group, async_op=True)
-    return Pending(work, name, number, receive, send)
+    return Pending(work, name, number, (send, receive))
 
 
 def all_reduce(name: str, tensor: Tensor, group: Group, op: Any = dist.ReduceOp.SUM) -> Tensor:
@@ -82,15 +82,6 @@ def all_gather(name: str, tensor: Tensor, group: Group) -> Tensor:
     gathered = tensor.new_empty((dist.get_world_size(group), *tensor.shape))
     _run(name, tensor.dtype, lambda: dist.all_gather_into_tensor(gathered.flatten(), tensor.contiguous().flatten(), group=group))
     return gathered
-
-
-def all_gather_bytes(name: str, data: bytes, group: Group, device: torch.device) -> list[bytes]:
-    """The `data` of every rank, of any lengths. Plain bytes: nothing received is ever unpickled."""
-    lengths = all_gather(f"{name}.lengths", torch.tensor([len(data)], device=device), group).flatten().tolist()
-    padded = torch.zeros(max(lengths), dtype=torch.uint8)
-    padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else padded[:0]
-    gathered = all_gather(name, padded.to(device), group).cpu()
-    return [bytes(row[:length].numpy()) for row, length in zip(gathered, lengths, strict=True)]
 
 
 def barrier(name: str, topology: Topology) -> None:
@@ -108,10 +99,14 @@ def any_rank(flag: bool, topology: Topology, name: str) -> bool:
 
 
 @contextmanager
-def recorded_order() -> Iterator[list[tuple[str, str]]]:
-    """Collect (name, dtype) of every collective issued inside, whatever its sizes: equal on all ranks, or it is a fault."""
+def recorded_order() -> Iterator[list[str]]:
+    """Collect what is issued ("name dtype") and awaited ("await name") inside, whatever its sizes.
+
+    The lists of all ranks must be equal.
+    """
     global _order
-    _order = order = []
+    order: list[str] = []
+    _order = order
     try:
         yield order
     finally:
@@ -128,7 +123,7 @@ def _enter(name: str, dtype: torch.dtype) -> int:
     progress.number += 1
     progress.name = name
     if _order is not None:
-        _order.append((name, str(dtype)))
+        _order.append(f"{name} {str(dtype).removeprefix('torch.')}")
     return progress.number
 
 

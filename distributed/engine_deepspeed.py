@@ -14,6 +14,7 @@ What DeepSpeed must be told, and why:
 
 from __future__ import annotations
 
+import importlib
 import logging
 from functools import cache
 from typing import Any
@@ -34,11 +35,10 @@ class DeepSpeedEngine:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self._boxes = model.boxes()
         self._parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
-        self._groups = _optimizer_groups(model, self._parameters, topology)
-        handed = _with_expert_marker(model, topology)
-        optimizer = build_optimizer(self._groups, train)
+        handed, groups = _hand_over(model, self._parameters, topology)
+        optimizer = build_optimizer(groups, train)
         engine_class, config_class = _deepspeed_classes()
-        settings = _settings(train, self._parameters, topology)
+        settings = _settings(train, handed)
         self._engine = engine_class(
             args=None, model=handed, optimizer=optimizer, config=settings, config_class=config_class(settings), dist_init_required=False
         )
@@ -73,7 +73,7 @@ class DeepSpeedEngine:
         self._zero.update_lp_params()
 
     def _fragment(self, name: str, parameter: nn.Parameter) -> Fragment | None:
-        mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+        mapping = getattr(parameter, "_hp_mapping", None)  # absent where a rank owns no expert
         if mapping is None:
             return None
         partition = self._zero.single_partition_of_fp32_groups[mapping.param_group_index]
@@ -84,46 +84,52 @@ class DeepSpeedEngine:
         return Fragment(name, self._boxes[name], there.start, there.start + there.numel, tensors)
 
 
-def _optimizer_groups(model: Any, parameters: dict[str, nn.Parameter], topology: Topology) -> list[dict[str, Any]]:
-    """One group of replicated parameters and one of experts, which also marks the experts for DeepSpeed."""
+def _hand_over(model: Any, parameters: dict[str, nn.Parameter], topology: Topology) -> tuple[nn.Module, list[dict[str, Any]]]:
+    """The module for DeepSpeed and its optimizer groups: replicated parameters, and experts if they are partitioned."""
+    if topology.expert_parallel == 1:
+        return model, [{"params": list(parameters.values()), "name": "replicated"}]
+    experts = model.expert_parameters()
+    handed = _with_experts_class()(model, topology, has_experts=any(parameter.numel() for parameter in experts.values()))
+    partitioned = [*experts.values(), *handed.marker.parameters()]
     group_name = f"ep_size_{topology.expert_parallel}"
-    experts = model.expert_parameters() if topology.expert_parallel > 1 else {}
-    for parameter in experts.values():
+    for parameter in partitioned:
         parameter.allreduce = False
         parameter.group_name = group_name
     replicated = [parameter for name, parameter in parameters.items() if name not in experts]
-    groups: list[dict[str, Any]] = [{"params": replicated, "name": "replicated"}]
-    if experts:
-        groups.append({"params": list(experts.values()), "name": group_name, "moe": True})
-    return groups
-
-
-def _with_expert_marker(model: nn.Module, topology: Topology) -> nn.Module:
-    """The module handed to DeepSpeed: the model, with a sign that it has expert layers if some are partitioned."""
-    if topology.expert_parallel == 1:
-        return model
-    model.add_module("expert_marker", _marker_class()(topology.expert_parallel))
-    return model
+    return handed, [{"params": replicated, "name": "replicated"}, {"params": partitioned, "name": group_name, "moe": True}]
 
 
 @cache
-def _marker_class() -> type[nn.Module]:
+def _with_experts_class() -> Any:
     from deepspeed.moe.layer import MoE
 
     class ExpertMarker(MoE):
-        """Says that the model has experts. Owns nothing, computes nothing."""
+        """Says that there are expert layers. Computes nothing."""
 
-        def __init__(self, expert_parallel: int) -> None:
+        def __init__(self, topology: Topology, has_experts: bool) -> None:
             nn.Module.__init__(self)
-            self.num_experts = expert_parallel
+            self.num_experts = self.ep_size = topology.expert_parallel
             self.num_local_experts = 1
-            self.ep_size = expert_parallel
-            self.expert_group_name = f"ep_size_{expert_parallel}"
+            self.expert_group_name = f"ep_size_{topology.expert_parallel}"
+            if not has_experts:
+                # A rank may own no expert, but DeepSpeed's optimizer needs the expert group on every rank.
+                self.placeholder = nn.Parameter(torch.zeros(1))
 
         def set_deepspeed_parallelism(self, *args: Any, **kwargs: Any) -> None:
             """The groups exist already."""
 
-    return ExpertMarker
+    class WithExperts(nn.Module):
+        """The model beside its marker; the model itself stays as it is."""
+
+        def __init__(self, model: nn.Module, topology: Topology, has_experts: bool) -> None:
+            super().__init__()
+            self.model = model
+            self.marker = ExpertMarker(topology, has_experts).to(next(model.parameters()))
+
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return self.model(*args, **kwargs)
+
+    return WithExperts
 
 
 @cache
@@ -131,6 +137,8 @@ def _deepspeed_classes() -> tuple[Any, Any]:
     from deepspeed.runtime.config import DeepSpeedConfig
     from deepspeed.runtime.engine import DeepSpeedEngine as Base
     from deepspeed.runtime.engine import ZERO_OPTIMIZATION
+
+    _import_muon_uncompiled()
 
     class _Engine(Base):
         """DeepSpeed's engine with the ZeRO optimizer at every stage and precision."""
@@ -141,9 +149,20 @@ def _deepspeed_classes() -> tuple[Any, Any]:
     return _Engine, DeepSpeedConfig
 
 
-def _settings(train: TrainConfig, parameters: dict[str, nn.Parameter], topology: Topology) -> dict[str, Any]:
-    total = sum(parameter.numel() for parameter in parameters.values())
-    bf16 = next(iter(parameters.values())).dtype is torch.bfloat16
+def _import_muon_uncompiled() -> None:
+    """Spare every worker 5 CPU seconds: the first reduction imports Muon, which loads torch's compiler to decorate it."""
+    from deepspeed.runtime import compiler
+
+    decorate, compiler.compile = compiler.compile, lambda: lambda function: function
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    finally:
+        compiler.compile = decorate
+
+
+def _settings(train: TrainConfig, handed: nn.Module) -> dict[str, Any]:
+    total = sum(parameter.numel() for parameter in handed.parameters())
+    bf16 = next(handed.parameters()).dtype is torch.bfloat16
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,

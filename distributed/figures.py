@@ -85,9 +85,7 @@ def whole_run(lines: list[dict[str, Any]]) -> dict[str, Any]:
     if not intervals:
         return {}
     steps = [line["interval_steps"] for line in intervals]
-    parts = {
-        name: sum(line["parts"][name] * n for line, n in zip(intervals, steps, strict=True)) / sum(steps) for name in PARTS
-    }
+    parts = {name: sum(line["parts"][name] * n for line, n in zip(intervals, steps, strict=True)) / sum(steps) for name in PARTS}
     step_seconds = sum(parts[name] for name in STEP_PARTS)
     tokens = sum(line["tokens"] for line in intervals)
     seconds = [line["step_seconds"] * n for line, n in zip(intervals, steps, strict=True)]

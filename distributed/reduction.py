@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-import torch.distributed as dist
+from distributed import collectives
 from distributed.topology import Topology
 
 
@@ -21,7 +21,7 @@ def sum_over_ranks(figures: dict[str, Tensor], topology: Topology, name: str) ->
     """
     flat = torch.cat([figure.detach().to(topology.device, torch.float64).reshape(-1) for figure in figures.values()])
     if topology.world > 1:
-        dist.all_reduce(flat, group=topology.world_group)
+        collectives.all_reduce(name, flat, topology.world_group)
     pieces = flat.cpu().split([figure.numel() for figure in figures.values()])
     return {key: piece.view(figure.shape) for (key, figure), piece in zip(figures.items(), pieces, strict=True)}
 

@@ -6,9 +6,15 @@ them, so a curve never runs twice over the same steps. Tags are `group/name`; Te
 
 from __future__ import annotations
 
+import os
+import socket
+import time
 from pathlib import Path
 
 import numpy as np
+
+_PREFIX = "events.out.tfevents."
+_LONGEST_WAIT_SECONDS = 5.0
 
 
 class Board:
@@ -22,6 +28,7 @@ class Board:
     def __init__(self, folder: Path, purge_from: int | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        _wait_for_a_later_name(folder)
         self._writer = SummaryWriter(str(folder), purge_step=purge_from, flush_secs=10)
 
     def scalars(self, step: int, figures: dict[str, float]) -> None:
@@ -47,3 +54,11 @@ class Board:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _wait_for_a_later_name(folder: Path) -> None:
+    """TensorBoard reads event files by name: second of birth, host, process. A quick restart could sort before what it purges."""
+    deadline = time.monotonic() + _LONGEST_WAIT_SECONDS
+    newest = max((path.name.rpartition(".")[0] for path in folder.glob(f"{_PREFIX}*")), default="")
+    while newest > f"{_PREFIX}{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}" and time.monotonic() < deadline:
+        time.sleep(0.05)

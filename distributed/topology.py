@@ -57,6 +57,9 @@ def init_topology(
         RunError: the environment or `expert_parallel` is wrong, or there is no such device.
     """
     rank, world, local_rank = (_from_environment(name, default) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing and (world > 1 or "RANK" not in missing):
+        raise RunError(f"{' and '.join(missing)} must be set for a world of {world}, as torchrun and `launch.sh train` do")
     if not 0 <= rank < world:
         raise RunError(f"RANK is {rank} and WORLD_SIZE is {world}; ranks count from 0 to WORLD_SIZE-1")
     if expert_parallel < 1 or world % expert_parallel:
@@ -66,7 +69,7 @@ def init_topology(
     place = _choose_device(device, local_rank)
     backend = "nccl" if place.type == "cuda" else "gloo"
     expert_group = data_group = world_group = None
-    if world > 1 or use_deepspeed:
+    if "RANK" in os.environ or use_deepspeed:
         timeout = timedelta(seconds=timeout_seconds)
         _meet(rank, world, place, timeout)
         expert_group, data_group, world_group = _make_groups(rank, world, expert_parallel, timeout)

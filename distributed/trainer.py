@@ -4,17 +4,19 @@
     mirrors itself) -> the engine reduces and steps -> metrics, and now and then validation and a checkpoint.
 
 `train` runs in every worker, with RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT set: under
-Ray, under torchrun, or alone. It never asks who started it. `python -m distributed.trainer RUN` is the torchrun form.
+Ray, under torchrun, or alone. It never asks who started it.
 
-Shape suffixes: B windows, T positions, V vocabulary.
+    torchrun --nproc-per-node 2 -m distributed.trainer RUN      # goes on from RUN's newest checkpoint, if there is one
+
+Shape suffixes: B windows, T positions, N predicted tokens (B * T), V vocabulary.
 """
 
 from __future__ import annotations
 
 import sys
-import time
+from collections.abc import Iterator
 from contextlib import closing
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,21 +26,24 @@ from data_pipeline.baselines import ngram_losses
 from data_pipeline.loader import StepLoader
 from data_pipeline.manifest import check
 from data_pipeline.order import SampleOrder
-from data_pipeline.tokenizer import load_tokenizer
 from data_pipeline.windows import Windows
-from distributed import checkpoint, collectives
+from distributed import collectives
 from distributed.batching import micro_batches, segments_of
-from distributed.build import build_model, choose_dtype
+from distributed.build import build_model
 from distributed.clock import StepClock
 from distributed.engine import build_engine
 from distributed.evaluate import held_out_loss
 from distributed.metrics import Metrics
+from distributed.persistence import Persistence
 from distributed.recipe import Recipe, check_world
 from distributed.replay import open_replay
 from distributed.run_folder import RunFolder, data_folder
 from distributed.schedule import learning_rate
 from distributed.summary import build_summary
 from distributed.topology import Topology, close_topology, init_topology
+from model.accounting import macs_per_token, stored_parameters
+from model.config import SigmaMoEConfig
+from model.moeut import ModelOutput
 
 Outcome = Literal["finished", "stopped"]
 
@@ -49,21 +54,24 @@ def train(recipe: Recipe, run: RunFolder, resume: bool = False, branch_from: str
     Args:
         recipe: what to compute; equal on all ranks.
         run: where everything is written.
-        resume: go on from the newest whole checkpoint of `run`.
+        resume: go on from the newest whole checkpoint of `run` (from the start where there is none yet).
         branch_from: `RUN` or `RUN@STEP`, whose checkpoint this new run starts from.
 
     Raises:
         RunError, DataError, ModelError: something the user can mend.
     """
     topology = init_topology(recipe.expert_parallel.size, timeout_seconds=recipe.cluster.timeout_seconds)
+    failed = True
     try:
         check_world(recipe, topology.world)
-        return Trainer(recipe, run, topology).fit(resume, branch_from)
-    except BaseException as fault:
+        outcome = Trainer(recipe, run, topology).fit(resume, branch_from)
+        failed = False
+        return outcome
+    except Exception as fault:
         run.write_state("failed", rank=topology.rank, error=f"{type(fault).__name__}: {fault}")
         raise
     finally:
-        close_topology(topology)
+        close_topology(topology, failed=failed)
 
 
 class Trainer:
@@ -75,80 +83,91 @@ class Trainer:
         self.data_folder = data_folder(recipe)
         self.manifest = check(self.data_folder, recipe.data)
         self.windows = Windows(self.data_folder, "train")
-        self.order = SampleOrder(
-            self.windows.counts, {source.name: source.proportion for source in recipe.data.sources}, recipe.train.global_batch, recipe.data.seed
-        )
-        self.end_of_document = load_tokenizer(self.data_folder).end_of_document
+        proportions = {source.name: source.proportion for source in recipe.data.sources}
+        self.order = SampleOrder(self.windows.counts, proportions, recipe.train.global_batch, recipe.data.seed)
+        self.document_end = self.windows.end_of_document if recipe.data.document_mask else None
         torch.use_deterministic_algorithms(recipe.train.deterministic)
         self.model = build_model(recipe, topology)
-        self.dtype = choose_dtype(recipe.train.precision, topology.device)
         self.engine = build_engine(self.model, recipe.train, topology)
+        self.persistence = Persistence(recipe, run, topology, self.engine, self.manifest.digest)
         self.replay = open_replay(recipe.router, run, topology)
         self.step = 0
+        self.held_out: dict[str, float] = {}
 
     def fit(self, resume: bool, branch_from: str | None) -> Outcome:
         """Steps from where the run stands to `train.steps`."""
-        self._restore(resume, branch_from)
-        self.metrics = Metrics(self.run, self.recipe, self.topology, self.model, resumed_step=self.step)
-        last_step = self.recipe.train.steps
-        outcome: Outcome = "finished"
-        loader = StepLoader(
-            self.windows, self._micro_batches, self.step, last_step, self.recipe.data.loader_workers, self.recipe.data.prefetch
-        )
-        with closing(loader), closing(self.metrics):
-            batches = iter(loader)
-            while self.step < last_step:
-                with self.clock.part("data"):
-                    number, windows = next(batches)
+        self.step = self.persistence.restore(resume, branch_from)
+        self.metrics = self._open_metrics()
+        with closing(self.metrics):
+            stopped = self._run_steps()
+            self._finish()
+        return "stopped" if stopped else "finished"
+
+    def _run_steps(self) -> bool:
+        """Whether the run was asked to stop before its last step."""
+        data, last_step = self.recipe.data, self.recipe.train.steps
+        with StepLoader(self.windows, self._micro_batches, self.step, last_step, data.loader_workers, data.prefetch) as loader:
+            for number, windows in self._timed(iter(loader)):
                 self._train_step(number, windows)
                 self.step = number + 1
                 stopping = self._asked_to_stop()
-                self._now_and_then(stopping or self.step == last_step)
-                if stopping and self.step < last_step:
-                    outcome = "stopped"
+                self._now_and_then(last=stopping or self.step == last_step)
+                if stopping:
                     break
-            self._finish(outcome)
-        return outcome
+        return self.step < last_step
+
+    def _timed(self, batches: Iterator[tuple[int, list[Tensor]]]) -> Iterator[tuple[int, list[Tensor]]]:
+        while True:
+            with self.clock.part("data"):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
 
     def _micro_batches(self, step: int) -> list[list[int]]:
         return micro_batches(self.order.ids(step), self.topology.world, self.topology.rank, self.recipe.train.micro_batch)
 
     def _train_step(self, step: int, windows: list[Tensor]) -> None:
         """Forward and backward over this rank's micro-batches, then one optimizer step."""
-        started = time.perf_counter()
         self._seed_dropout(step)
-        batches = self._micro_batches(step)
-        cross_entropy = torch.zeros((), dtype=torch.float64, device=self.topology.device)
-        balance = torch.zeros_like(cross_entropy)
-        for number, (ids, tokens_BT) in enumerate(zip(batches, windows, strict=True)):
+        self.model.train()
+        loss = torch.zeros((), dtype=torch.float64, device=self.topology.device)
+        balance = torch.zeros_like(loss)
+        for number, (ids, tokens_BT) in enumerate(zip(self._micro_batches(step), windows, strict=True)):
             with self.clock.part("forward"):
-                output, losses = self._losses(step, ids, tokens_BT.to(self.topology.device, non_blocking=True))
+                output, cross_entropy, balance_share = self._forward(step, ids, tokens_BT)
             with self.clock.part("backward"):
-                self.engine.backward(losses[0] + losses[1], last=number == len(windows) - 1)
-            cross_entropy += losses[0].detach()
-            balance += losses[1].detach()
-            self.metrics.observe(output)
+                self.engine.backward(cross_entropy + balance_share, last=number == len(windows) - 1)
+            loss += cross_entropy.detach()
+            balance += balance_share.detach()
+            self.metrics.observe(output, len(ids) * self.recipe.data.seq_len)
         with self.clock.part("optimizer"):
             rate = learning_rate(step, self.recipe.train)
             report = self.engine.step(rate)
-        self.metrics.step(step, cross_entropy, balance, report, rate, seconds=time.perf_counter() - started)
+        self.metrics.step(step + 1, loss, balance, report.grad_norm, rate, self._tokens_per_step, report.skipped)
 
-    def _losses(self, step: int, ids: list[int], tokens_BT: Tensor) -> tuple[Any, tuple[Tensor, Tensor]]:
-        """This micro-batch's share of the global losses: shares of all micro-batches and ranks add up to the mean."""
+    def _forward(self, step: int, ids: list[int], tokens_BT: Tensor) -> tuple[ModelOutput, Tensor, Tensor]:
+        """One micro-batch: the output and its shares of the global cross-entropy and balance losses.
+
+        Shares are divided by what the whole step holds, so over all micro-batches and ranks they add up to the mean.
+        """
+        tokens_BT = tokens_BT.to(self.topology.device, non_blocking=True)
         inputs_BT, targets_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
-        segments_BT = segments_of(inputs_BT, self.end_of_document) if self.recipe.data.document_mask else None
+        segments_BT = None if self.document_end is None else segments_of(inputs_BT, self.document_end)
         records = self.replay.records(step, ids, self.recipe.model.depth.n_visits)
         output = self.engine.module(inputs_BT, segments_BT=segments_BT, records=records)
-        self.replay.keep(step, ids, records)
-        logits_NV = output.logits_BTV.flatten(0, 1)
-        wide = logits_NV.float() if logits_NV.dtype is torch.bfloat16 else logits_NV
-        global_batch = self.recipe.train.global_batch
-        global_tokens = global_batch * self.recipe.data.seq_len
-        cross_entropy = F.cross_entropy(wide, targets_BT.flatten(), reduction="sum") / global_tokens
-        return output, (cross_entropy, output.balance_B.sum() / global_batch)
+        self.replay.keep(step, ids, output.records)
+        logits_NV = output.logits.flatten(0, 1)
+        wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+        cross_entropy = F.cross_entropy(wide_NV, targets_BT.flatten(), reduction="sum") / self._tokens_per_step
+        return output, cross_entropy, output.balance_B.sum() / self.recipe.train.global_batch
+
+    @property
+    def _tokens_per_step(self) -> int:
+        return self.recipe.train.global_batch * self.recipe.data.seq_len
 
     def _seed_dropout(self, step: int) -> None:
-        """Random draws depend on (seed, step, rank) alone, so a resumed step draws what the first one drew."""
+        """Random draws depend on (seed, step, rank) alone, so a resumed step draws what it would have drawn."""
         torch.manual_seed((self.recipe.seed * 1_000_003 + step) * 65_537 + self.topology.rank)
 
     def _asked_to_stop(self) -> bool:
@@ -158,29 +177,71 @@ class Trainer:
     def _now_and_then(self, last: bool) -> None:
         """What does not happen every step: logging, validation, checkpoints; all of them at the last one."""
         recipe = self.recipe
-        if last or self.step % recipe.logging.every == 0:
-            with self.clock.part("logging"):
-                self.metrics.log(self.step)
         if last or self.step % recipe.validation.every == 0:
             with self.clock.part("validation"):
                 self.held_out = self._validate()
             self.metrics.validation(self.step, self.held_out)
         if last or self.step % recipe.checkpoint.every == 0:
             with self.clock.part("checkpoint"):
-                self._save()
+                self.persistence.save(self.step, self.held_out)
+        if last or self.step % recipe.logging.every == 0:
+            with self.clock.part("logging"):
+                self.metrics.log(self.step)
 
     def _validate(self) -> dict[str, float]:
         """Held-out nats a token, per source."""
         losses = {}
         for source in self.recipe.data.sources:
             windows = Windows(self.data_folder, "held_out", source.name)
-            result = held_out_loss(
-                self.engine.module,
+            losses[source.name] = held_out_loss(
+                self.model,
                 windows,
                 self.recipe.validation.batch,
                 self.topology.device,
                 topology=self.topology,
                 max_windows=self.recipe.validation.windows,
-            )
-            losses[source.name] = result["nats"]
+                end_of_document=self.document_end,
+            )["nats"]
         return losses
+
+    def _open_metrics(self) -> Metrics:
+        feed_forward, depth = self.recipe.model.feed_forward, self.recipe.model.depth
+        n_experts = [feed_forward.n_experts] * depth.n_visits if isinstance(feed_forward, SigmaMoEConfig) else []
+        return Metrics(
+            self.run,
+            self.recipe,
+            self.topology,
+            macs_per_token(self.recipe.model, self.recipe.data.seq_len),
+            n_experts,
+            self.step,
+            self.clock,
+            epoch_of=lambda step: step / self.order.steps_per_epoch,
+        )
+
+    def _finish(self) -> None:
+        """Rank 0 writes what the run says at its end, and the state that `status` shows."""
+        if self.topology.rank == 0:
+            summary = build_summary(
+                self.run,
+                self.recipe,
+                self.metrics,
+                ngram_losses(self.data_folder),
+                self.held_out,
+                step=self.step,
+                checkpoint=self.persistence.newest,
+                parameters=stored_parameters(self.recipe.model),
+            )
+            self.run.write_state(summary["state"], **{**self.run.read_state(), **_shown(summary)})
+            self.run.stop_path.unlink(missing_ok=True)
+        collectives.barrier("end", self.topology)
+
+
+def main(argv: list[str]) -> int:
+    """`python -m distributed.trainer RUN` in every process that a launcher such as torchrun started."""
+    run = RunFolder.existing(argv[0])
+    print(train(run.recipe(), run, resume=True))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -30,16 +30,25 @@ class BalanceSums:
             self._sums[key] = self._sums[key] + sum_BME if key in self._sums else sum_BME
             self._visits[key] = self._visits.get(key, 0) + 1
 
-    def per_sequence(self, empty_B: Tensor, n_tokens: int) -> Tensor:
-        """The weighted regulariser of every sequence [B]; `empty_B` holds the zeros it starts from."""
-        total_B = empty_B
+    def finish(self, n_sequences: int, n_tokens: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The weighted regulariser of every sequence [B], and its mean over sequences [].
+
+        Both in the type of `like`, float32 at least. For a batch without sequences the mean is zero, still connected to
+        its gradients.
+        """
+        balance_B = like.new_zeros(n_sequences, dtype=torch.promote_types(like.dtype, torch.float32))
+        entropies = self._entropies(n_tokens)
+        for (_, name), entropy_BM in entropies.items():
+            balance_B = balance_B + self.weights[name] * entropy_BM.mean(dim=1)
+        return balance_B, self._mean(balance_B, entropies)
+
+    def _mean(self, balance_B: Tensor, entropies: dict[tuple[int, str], Tensor]) -> Tensor:
+        return balance_B.sum() / max(balance_B.shape[0], 1)
+
+    def _entropies(self, n_tokens: int) -> dict[tuple[int, str], Tensor]:
+        """sum_e p ln p of every sequence and router [B, M], by distinct layer and router name."""
+        entropies = {}
         for key, sum_BME in self._sums.items():
-            n_sequences, n_routers, _ = sum_BME.shape
             p = (sum_BME / (n_tokens * self._visits[key])).flatten(0, 1)
-            total_B = total_B + self.weights[key[1]] * negative_entropy(p).view(n_sequences, n_routers).mean(dim=1)
-        return total_B
-
-
-def mean_over_sequences(balance_B: Tensor) -> Tensor:
-    """Mean of the regulariser; zero, still connected to its gradients, for a batch without sequences."""
-    return torch.sum(balance_B) / max(balance_B.shape[0], 1)
+            entropies[key] = negative_entropy(p).view(sum_BME.shape[:2])
+        return entropies

@@ -108,10 +108,8 @@ class DepthConfig(Strict):
         """Layer number of every visit, in order."""
         first = self.prelude
         body = list(range(first, first + self.group))
-        if self.order == "cycle":
-            visits = body * self.repeats
-        else:
-            visits = [layer for layer in body for _ in range(self.repeats)]
+        loop = [layer for layer in body for _ in range(self.repeats)]
+        visits = body * self.repeats if self.order == "cycle" else loop
         return list(range(first)) + visits + list(range(first + self.group, self.n_layers))
 
 

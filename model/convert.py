@@ -14,7 +14,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from model.config import ModelConfig, SigmaMoEConfig, SwitchHeadConfig
+from model.config import DepthConfig, ModelConfig, SigmaMoEConfig, SwitchHeadConfig
 from model.errors import ModelError
 from model.moeut import MoEUT
 from model.official import keep_official_float32
@@ -135,7 +135,7 @@ def from_official_config(config: Mapping[str, Any]) -> ModelConfig:
         return ModelConfig(
             vocab_size=c["n_tokens"],
             d_model=c["d_model"],
-            depth={"group": c["group_size"], "repeats": c["n_layers"] // c["group_size"]},
+            depth=DepthConfig(group=c["group_size"], repeats=c["n_layers"] // max(c["group_size"], 1)),
             attention=SwitchHeadConfig(
                 n_heads=c["n_heads"],
                 d_head=c["d_head"] or c["d_model"] // c["n_heads"],
@@ -154,8 +154,7 @@ def from_official_config(config: Mapping[str, Any]) -> ModelConfig:
             dropout=c["dropout"],
         )
     except ValidationError as fault:
-        lines = [f"{'.'.join(map(str, error['loc'])) or 'config'}: {error['msg'].removeprefix('Value error, ')}" for error in fault.errors()]
-        raise ModelError("official config: " + "; ".join(lines)) from None
+        raise ModelError("official config: " + "; ".join(_explain(error) for error in fault.errors())) from None
 
 
 def to_official_config(config: ModelConfig) -> dict[str, Any]:
@@ -195,6 +194,11 @@ def to_official_config(config: ModelConfig) -> dict[str, Any]:
         "entropy_reg": feed_forward.balance_weight,
         "att_entropy_reg": attention.balance_weight,
     }
+
+
+def _explain(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    return (where + ": " if where else "") + error["msg"].removeprefix("Value error, ")
 
 
 def _official_name(name: str) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -120,4 +121,4 @@ def run_experts(
 
 def _bounds(n_tokens: int, parts: int) -> list[tuple[int, int]]:
     cuts = [n_tokens * part // parts for part in range(parts + 1)]
-    return list(zip(cuts[:-1], cuts[1:], strict=True))
+    return list(pairwise(cuts))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from model.attention import Statistics
-from model.balance import BalanceSums, mean_over_sequences
+from model.balance import BalanceSums
 from model.bank import ExpertBank
 from model.block import Block
 from model.cache import KVCache, VisitCache
@@ -109,10 +109,9 @@ class MoEUT(nn.Module):
             visit_cache = None if cache is None else cache.visits[visit]
             x_BTD, statistics = self._visit(self.layers[layer], x_BTD, where, visit_cache, records[visit])
             balance.add(layer, statistics)
-        empty_B = torch.zeros(tokens_BT.shape[0], device=x_BTD.device, dtype=torch.promote_types(x_BTD.dtype, torch.float32))
-        balance_B = balance.per_sequence(empty_B, tokens_BT.shape[1])
+        balance_B, balance_loss = balance.finish(tokens_BT.shape[0], tokens_BT.shape[1], x_BTD)
         logits_BTV = self.head(self.final_norm(x_BTD))
-        return ModelOutput(logits_BTV, balance_B, mean_over_sequences(balance_B), self._loads(records), records)
+        return ModelOutput(logits_BTV, balance_B, balance_loss, self._loads(records), records)
 
     def init_parameters(self, seed: int) -> MoEUT:
         """Draw all parameters anew (arXiv 2405.16039, appendix): values depend on `seed` and names, not on the layout."""

@@ -60,14 +60,26 @@ class OfficialBalance(BalanceSums):
             else:
                 super().add(layer, {name: statistic})
 
-    def per_sequence(self, empty_B: Tensor, n_tokens: int) -> Tensor:
-        """As in `BalanceSums`."""
-        total_B = super().per_sequence(empty_B, n_tokens)
-        for (_, name), logits in self._logits.items():
+    def _mean(self, balance_B: Tensor, entropies: dict[tuple[int, str], Tensor]) -> Tensor:
+        """Added up in float32, layer by layer, attention first: bit for bit the number that the official library reports."""
+        if balance_B.shape[0] == 0:
+            return super()._mean(balance_B, entropies)
+        mean = {key: entropy_BM.mean() for key, entropy_BM in entropies.items()}
+        total = balance_B.new_zeros((1,), dtype=torch.float32)  # one element and not none: so a wider addend is narrowed
+        for layer in sorted({layer for layer, _ in mean}):
+            if (layer, "attention.output") in mean:
+                both = mean[layer, "attention.output"] + mean[layer, "attention.value"]
+                total = total + self.weights["attention.output"] * both
+            total = total + self.weights["feed_forward"] * mean[layer, "feed_forward"]
+        return total.squeeze(0)
+
+    def _entropies(self, n_tokens: int) -> dict[tuple[int, str], Tensor]:
+        entropies = super()._entropies(n_tokens)
+        for key, logits in self._logits.items():
             logits_BTRME = torch.stack(logits, dim=2)
-            log_share = logits_BTRME.flatten(1, 2).log_softmax(-1).logsumexp(1) - math.log(n_tokens * len(logits))
-            total_B = total_B + self.weights[name] * (log_share * log_share.exp()).sum(-1).mean(-1)
-        return total_B
+            log_p_BME = logits_BTRME.flatten(1, 2).log_softmax(-1).logsumexp(1) - math.log(n_tokens * len(logits))
+            entropies[key] = (log_p_BME * log_p_BME.exp()).sum(-1)
+        return entropies
 
 
 def _rounded(router: Router) -> RoundedRouter:

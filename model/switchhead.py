@@ -80,5 +80,5 @@ class SwitchHead(QueryKeyAttention):
     def init_rules(self, scale: float) -> Rules:
         """Normals; the output bank counts the width of all heads."""
         wide, narrow = Normal(scale / self.d_model**0.5), Normal(scale / (self.n_heads * self.d_head) ** 0.5)
-        names = ["query", "key", "value_router", "output_router", "value"]
-        return {f"{name}.weight": wide for name in names} | {"output.weight": narrow}
+        rules: Rules = {f"{name}.weight": wide for name in ("query", "key", "value_router", "output_router", "value")}
+        return rules | {"output.weight": narrow}

@@ -36,7 +36,8 @@ def run(args: argparse.Namespace) -> int:
     state = folder.read_state()
     if state["state"] == "finished" and recipe.train.steps <= state.get("step", 0):
         raise RunError(
-            f"run '{args.name}' has finished its {state['step']} steps; to train longer: ./launch.sh resume {args.name} train.steps={2 * state['step']}"
+            f"run '{args.name}' has finished its {state['step']} steps; "
+            f"to train longer: ./launch.sh resume {args.name} train.steps={2 * state['step']}"
         )
     if not has_checkpoint(folder):
         raise RunError(f"run '{args.name}' has no checkpoint to resume from; start it again with ./launch.sh train")

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     deadline = time.monotonic() + args.timeout
     while is_held(folder):
         if time.monotonic() > deadline:
-            raise ClusterError(f"run '{args.name}' has not ended after {args.timeout:.0f} s; it still will; look with ./launch.sh logs {args.name}")
+            raise ClusterError(f"run '{args.name}' has not ended after {args.timeout:.0f} s, but will; see ./launch.sh logs {args.name}")
         time.sleep(0.2)
     found = status_of(folder)
     print(f"run {args.name}: {found.state} at step {found.step or 0}; go on with ./launch.sh resume {args.name}")

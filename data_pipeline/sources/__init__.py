@@ -1,10 +1,6 @@
 """Where documents come from: a source is listed as parts, and each part can be read by itself, anywhere.
 
-    part.py          Part and Entry: what one task reads
-    trees.py         text and code trees
-    installed.py     the Python source installed on this machine
-    records.py       jsonl (.gz, .zst) and parquet
-    hugging_face.py  datasets by name
+part.py holds what one task reads; trees.py, installed.py, records.py and hugging_face.py one form of source each.
 """
 
 from __future__ import annotations

@@ -38,10 +38,7 @@ def list_parts(source: SourceConfig) -> list[Part]:
 def read_part(source: SourceConfig, part: Part) -> Iterator[Document]:
     """One document a row, each a group of its own."""
     (entry,) = part.entries
-    if source.max_megabytes is not None:
-        rows = _beginning(source, entry.size)
-    else:
-        rows = _range(source, entry)
+    rows = _range(source, entry) if source.max_megabytes is None else _beginning(source, entry.size)
     for number, text in rows:
         if text and text.strip():
             key = f"{entry.key}:{number}"

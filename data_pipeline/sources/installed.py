@@ -26,10 +26,7 @@ def list_parts(source: SourceConfig, seed: int) -> list[Part]:
     entries: list[Entry] = []
     seen: set[str] = set()
     for root, excluded in library_roots():
-        for path in walk(root, (".py",)):
-            if any(path.is_relative_to(folder) for folder in excluded):
-                continue
-            key = path.relative_to(root).as_posix()
+        for path, key in walk(root, (".py",), excluded):
             entry = file_entry(path, key, key.split("/", 1)[0].removesuffix(".py"))
             if 0 < entry.size <= _MAX_FILE_BYTES and key not in seen:
                 seen.add(key)
@@ -39,7 +36,7 @@ def list_parts(source: SourceConfig, seed: int) -> list[Part]:
     return pack(source.name, sample_files(entries, source, seed))
 
 
-def library_roots() -> list[tuple[Path, list[Path]]]:
+def library_roots() -> list[tuple[Path, frozenset[Path]]]:
     """(folder, folders below it that are listed by themselves): packages first, then the standard library."""
     names = ("purelib", "platlib", "stdlib", "platstdlib")
     folders = list(dict.fromkeys(Path(sysconfig.get_path(name)).resolve() for name in names))
@@ -49,7 +46,7 @@ def library_roots() -> list[tuple[Path, list[Path]]]:
             inner = [other for other in folders if other != folder and other.is_relative_to(folder)]
             # A system interpreter keeps packages of its own below the standard library.
             inner += [folder / "site-packages", folder / "dist-packages"] if folder == Path(sysconfig.get_path("stdlib")).resolve() else []
-            roots.append((folder, inner))
+            roots.append((folder, frozenset(inner)))
     return roots
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,9 +55,9 @@ class Part:
         return digest_of([[e.path, e.key, e.group, e.size, e.modified_ns, e.start, e.stop] for e in self.entries])
 
 
-def file_entry(path: Path, key: str, group: str, start: int = 0, stop: int = 0) -> Entry:
+def file_entry(path: str | Path, key: str, group: str, start: int = 0, stop: int = 0) -> Entry:
     """An entry with the file's present size and time."""
-    status = path.stat()
+    status = os.stat(path)
     return Entry(str(path), key, group, status.st_size, status.st_mtime_ns, start, stop)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from data_pipeline.config import SourceConfig
 from data_pipeline.documents import Document, rank_of
@@ -29,13 +30,12 @@ def list_parts(source: SourceConfig, seed: int) -> list[Part]:
     suffixes = tuple(source.suffixes or _SUFFIXES[source.kind])
     if not root.exists():
         raise DataError(f"source '{source.name}': path {root} does not exist; give a {source.kind} file or a folder of them")
-    paths = [root] if root.is_file() else list(walk(root, suffixes))
+    paths = [(str(root), root.name)] if root.is_file() else list(walk(root, suffixes))
     if not paths:
         raise DataError(f"source '{source.name}': no file below {root} ends in {', '.join(suffixes)}; set suffixes or another path")
-    entries = []
-    for path in paths:
-        key = path.name if path == root else path.relative_to(root).as_posix()
-        entries.extend(_ranges(source, path, key))
+    entries: list[Entry] = []
+    for path, key in paths:
+        entries.extend(_ranges(source, Path(path), key))
     entries.sort(key=lambda entry: (rank_of(seed, source.name, entry.key), entry.key, entry.start))
     return [Part(source.name, (entry,)) for entry in entries]
 
@@ -88,24 +88,24 @@ def _plain_lines(path: Path, entry: Entry) -> Iterator[tuple[int, bytes]]:
 
 
 def _decompressed(path: Path) -> Iterator[bytes]:
+    file, faults = _open_compressed(path)
     try:
-        with _open_compressed(path) as file:
+        with file:
             yield from file
-    except (OSError, EOFError) as fault:
+    except faults as fault:
         raise DataError(f"{path} cannot be decompressed: {fault}; fetch it again") from None
 
 
-def _open_compressed(path: Path) -> IO[bytes]:
+def _open_compressed(path: Path) -> tuple[io.BufferedIOBase, tuple[type[Exception], ...]]:
+    """The file of decompressed bytes, and what reading it raises where it is damaged."""
     if path.suffix == ".gz":
-        return gzip.open(path, "rb")
+        return gzip.open(path, "rb"), (OSError, EOFError, zlib.error)
     try:
         import zstandard
     except ImportError:
         raise DataError(f"{path} needs the package zstandard: pip install zstandard, or decompress the file") from None
-    try:
-        return io.BufferedReader(zstandard.ZstdDecompressor(max_window_size=1 << 31).stream_reader(path.open("rb"), closefd=True))
-    except zstandard.ZstdError as fault:
-        raise DataError(f"{path} cannot be decompressed: {fault}; fetch it again") from None
+    stream = zstandard.ZstdDecompressor(max_window_size=1 << 31).stream_reader(path.open("rb"), read_across_frames=True, closefd=True)
+    return io.BufferedReader(stream), (OSError, zstandard.ZstdError)
 
 
 def read_parquet(source: SourceConfig, part: Part) -> Iterator[Document]:

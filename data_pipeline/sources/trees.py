@@ -32,23 +32,26 @@ def list_parts(source: SourceConfig, seed: int) -> list[Part]:
     if not root.is_dir():
         raise DataError(f"source '{source.name}': path {root} does not exist; give a folder or a file")
     suffixes = tuple(source.suffixes or (TEXT_SUFFIXES if source.kind == "text" else CODE_SUFFIXES))
-    entries = []
-    for path in walk(root, suffixes):
-        key = path.relative_to(root).as_posix()
-        entries.append(file_entry(path, key, key.split("/", 1)[0]))
+    entries = [file_entry(path, key, key.split("/", 1)[0]) for path, key in walk(root, suffixes)]
     if not entries:
         raise DataError(f"source '{source.name}': no file below {root} ends in {', '.join(suffixes)}; set suffixes or another path")
     return pack(source.name, sample_files(entries, source, seed))
 
 
-def walk(root: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
-    """Plain files below `root` in sorted order; hidden folders, caches and links to folders are left out."""
+def walk(root: Path, suffixes: tuple[str, ...], skipped: frozenset[Path] = frozenset()) -> Iterator[tuple[str, str]]:
+    """(path, name below `root` with '/') of plain files in sorted order.
+
+    Hidden folders, caches, links to folders and the folders in `skipped` are left out.
+    """
+    prefix = len(str(root)) + 1
+    left_out = {str(folder) for folder in skipped}
     for folder, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if name not in _SKIPPED_FOLDERS and not name.startswith("."))
+        shown = (name for name in folders if not name.startswith(".") and name not in _SKIPPED_FOLDERS)
+        folders[:] = sorted(name for name in shown if os.path.join(folder, name) not in left_out)
         for name in sorted(names):
-            path = Path(folder, name)
-            if name.endswith(suffixes) and path.is_file():
-                yield path
+            path = os.path.join(folder, name)
+            if name.endswith(suffixes) and os.path.isfile(path):
+                yield path, path[prefix:].replace(os.sep, "/")
 
 
 def sample_files(entries: Iterable[Entry], source: SourceConfig, seed: int) -> list[Entry]:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from metrics_work import STEPS, TOKENS, HandClock, lone, loads, recipe
+from metrics_work import STEPS, TOKENS, HandClock, loads, lone, recipe
 
 from distributed.clock import HostTimeline, StepClock
 from distributed.errors import RunError

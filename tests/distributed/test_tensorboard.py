@@ -34,6 +34,20 @@ def test_events_past_the_resumed_step_are_purged(tmp_path: Path) -> None:
     assert points(tmp_path, "loss/train") == [(10, 10.0), (20, 20.0), (30, 300.0)]
 
 
+def test_a_file_of_a_quick_restart_is_read_after_the_one_it_purges(tmp_path: Path) -> None:
+    """As if a process with a later name had written in this very second."""
+    before = Board(tmp_path)
+    before.scalars(30, {"loss/train": 30.0})
+    before.close()
+    (path,) = tmp_path.iterdir()
+    stamp = path.name.split(".")[3]
+    path.rename(tmp_path / f"events.out.tfevents.{stamp}.zzzz.1.0")
+    after = Board(tmp_path, purge_from=21)
+    after.scalars(40, {"loss/train": 40.0})
+    after.close()
+    assert points(tmp_path, "loss/train") == [(40, 40.0)]
+
+
 def test_a_heat_map_comes_back_pixel_by_pixel(tmp_path: Path) -> None:
     picture = heat_map(np.array([[0, 1, 2, 5], [1, 1, 1, 1]]), width=64)
     board = Board(tmp_path)

@@ -1,0 +1,44 @@
+"""A run's model as it stands in a checkpoint, in one process, for evaluation and generation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from data_pipeline.tokenizer import Tokenizer, load_tokenizer
+from distributed.build import build_model
+from distributed.recipe import Recipe
+from distributed.run_folder import RunFolder, data_folder
+from distributed.topology import Topology
+from model.moeut import MoEUT
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The model in evaluation mode with all experts here, what it was made from, and the step it stands at."""
+
+    model: MoEUT
+    recipe: Recipe
+    tokenizer: Tokenizer
+    device: torch.device
+    step: int
+
+
+def load_trained(run: RunFolder, step: int | None = None) -> Trained:
+    """Load the weights (not the optimizer's state) of a checkpoint.
+
+    Args:
+        run: a run with a checkpoint, made by any number of workers.
+        step: which checkpoint; None: the newest.
+
+    Raises:
+        RunError: there is no such checkpoint, or it is damaged. DataError: the data set is missing or not the run's.
+    """
+    from distributed.checkpoint import load_weights
+
+    recipe = run.recipe()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = build_model(recipe, Topology(0, 1, 0, 1, device, "none", None, None, None))
+    found = load_weights(run.checkpoints, model, step)
+    return Trained(model.eval(), recipe, load_tokenizer(data_folder(recipe)), device, found)

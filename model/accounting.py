@@ -1,0 +1,135 @@
+"""Exact sizes and costs of a model, worked out from its configuration alone: parameters, multiply-accumulates, cache bytes.
+
+MACs come in two forms. `published` is the count of the MoEUT authors (RobertCsordas/moeut_training_code @a0f771a,
+paper/moe_universal/common.py), which forgets that every head has its own routers (0.7-1.0% of the total) and leaves out the
+weighting of feed-forward results. `exact` counts all products. Neither deducts what a causal mask saves.
+
+Symbols: d model width, H heads, h head width, N_A and N_E experts, K_A and K chosen, F expert width, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from model.config import Attention, DenseAttentionConfig, FeedForward, ModelConfig, SigmaMoEConfig
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Parameter counts.
+
+    Attributes:
+        stored: in memory and in a checkpoint.
+        layers: of these, in the distinct layers (x axis of the paper's Fig. 4a).
+        unrolled: a layer counted once a visit: the size of the same computation without sharing.
+        active: met by one token on its way, every visit counted, of a bank only the experts chosen, of the embedding one row.
+    """
+
+    stored: int
+    layers: int
+    unrolled: int
+    active: int
+
+
+@dataclass(frozen=True)
+class MACs:
+    """Multiply-accumulates of a forward pass over one sequence, all visits together."""
+
+    attention: int
+    feed_forward: int
+    head: int
+
+    @property
+    def body(self) -> int:
+        """Without embedding and head: what the paper counts."""
+        return self.attention + self.feed_forward
+
+    @property
+    def total(self) -> int:
+        return self.body + self.head
+
+
+def parameters(config: ModelConfig) -> Parameters:
+    """Counts of `config`, to the unit."""
+    d, vocabulary = config.d_model, config.vocab_size
+    attention, attention_active = _attention_parameters(config.attention, d)
+    feed_forward, feed_forward_active = _feed_forward_parameters(config.feed_forward, d)
+    outside = vocabulary * d + vocabulary + 2 * d
+    layer = attention + feed_forward + 4 * d
+    n_layers, n_visits = config.depth.n_layers, config.depth.n_visits
+    return Parameters(
+        stored=n_layers * layer + vocabulary * d + outside,
+        layers=n_layers * layer,
+        unrolled=n_visits * layer + vocabulary * d + outside,
+        active=n_visits * (attention_active + feed_forward_active + 4 * d) + d + outside,
+    )
+
+
+def stored_parameters(config: ModelConfig) -> int:
+    """How many parameters a checkpoint of `config` holds."""
+    return parameters(config).stored
+
+
+def macs(config: ModelConfig, n_tokens: int, form: Literal["published", "exact"] = "exact") -> MACs:
+    """Forward multiply-accumulates over one sequence of `n_tokens`; spec formulas per visit, times the visits."""
+    exact = form == "exact"
+    visits = config.depth.n_visits
+    return MACs(
+        attention=visits * _attention_macs(config.attention, config.d_model, n_tokens, exact),
+        feed_forward=visits * _feed_forward_macs(config.feed_forward, config.d_model, n_tokens, exact),
+        head=config.d_model * config.vocab_size * n_tokens,
+    )
+
+
+def macs_per_token(config: ModelConfig, seq_len: int) -> float:
+    """Exact multiply-accumulates of one token's forward pass in windows of `seq_len`, the head included."""
+    return macs(config, seq_len).total / seq_len
+
+
+def kv_cache_bytes(config: ModelConfig, n_tokens: int, bytes_per_number: int) -> int:
+    """Bytes of the key/value cache of one sequence: one key and one value a visit, not a layer."""
+    attention = config.attention
+    return config.depth.n_visits * 2 * attention.n_heads * attention.d_head * n_tokens * bytes_per_number
+
+
+def _attention_parameters(attention: Attention, d: int) -> tuple[int, int]:
+    """All, and those one token meets."""
+    projection = d * attention.n_heads * attention.d_head
+    if isinstance(attention, DenseAttentionConfig):
+        return 4 * projection, 4 * projection
+    if attention.n_experts == 1 and attention.single_expert == "output_gate":
+        gated = 4 * projection + attention.n_heads * d
+        return gated, gated
+    top_k = min(attention.top_k, attention.n_experts)
+    always = 2 * projection + 2 * attention.n_heads * attention.n_experts * d
+    return always + 2 * attention.n_experts * projection, always + 2 * top_k * projection
+
+
+def _feed_forward_parameters(feed_forward: FeedForward, d: int) -> tuple[int, int]:
+    """All, and those one token meets."""
+    if isinstance(feed_forward, SigmaMoEConfig):
+        expert, router = 2 * d * feed_forward.d_expert, feed_forward.n_experts * d
+        return feed_forward.n_experts * expert + router, feed_forward.top_k * expert + router
+    dense = 2 * d * feed_forward.d_ff + feed_forward.d_ff + d
+    return dense, dense
+
+
+def _attention_macs(attention: Attention, d: int, n_tokens: int, exact: bool) -> int:
+    heads_width = attention.n_heads * attention.d_head
+    scores = 2 * heads_width * n_tokens**2
+    if isinstance(attention, DenseAttentionConfig):
+        return scores + 4 * d * heads_width * n_tokens
+    if attention.n_experts == 1 and attention.single_expert == "output_gate":  # not in the authors' count: always exact
+        return scores + 4 * d * heads_width * n_tokens + (d * attention.n_heads + heads_width) * n_tokens
+    top_k = min(attention.top_k, attention.n_experts)
+    routers = 2 * attention.n_experts * d * n_tokens * (attention.n_heads if exact else 1)
+    return scores + (2 * top_k + 2) * d * heads_width * n_tokens + 2 * top_k * heads_width * n_tokens + routers
+
+
+def _feed_forward_macs(feed_forward: FeedForward, d: int, n_tokens: int, exact: bool) -> int:
+    if not isinstance(feed_forward, SigmaMoEConfig):
+        return 2 * n_tokens * d * feed_forward.d_ff
+    chosen_width = feed_forward.d_expert * feed_forward.top_k
+    weighting = n_tokens * chosen_width if exact else 0
+    return 2 * n_tokens * d * chosen_width + n_tokens * d * feed_forward.n_experts + weighting

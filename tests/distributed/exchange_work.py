@@ -1,0 +1,123 @@
+"""What ranks run for test_exchange.py: visits to one sigma-MoE bank, and what came out on this rank.
+
+Shape suffixes: T tokens, K experts a token chose, D model width, E experts, F expert width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from distributed.collectives import recorded_order
+from distributed.exchange import TokenExchange
+from distributed.topology import init_topology
+from kernels.expert_mlp import expert_mlp
+from model.exchange import Exchange, ExpertWork, LocalExchange, run_experts
+
+D_MODEL, D_EXPERT = 12, 5
+
+
+@dataclass(frozen=True)
+class Case:
+    """`tokens` has an entry a rank; `chosen` sends every token to that one expert in place of its router's choice."""
+
+    n_experts: int
+    top_k: int
+    tokens: tuple[int, ...]
+    parts: int = 2
+    visits: int = 2
+    recompute: bool = False
+    early_stop: bool = True
+    chosen: int | None = None
+    input_gradient: bool = True
+    dtype: torch.dtype = torch.float64
+
+
+def draw(case: Case) -> dict[str, Tensor]:
+    """Inputs and weights over all ranks and experts."""
+    generator = torch.Generator().manual_seed(5)
+    shapes = {
+        "x": (sum(case.tokens), D_MODEL),
+        "target": (sum(case.tokens), D_MODEL),
+        "router": (case.n_experts, D_MODEL),
+        "up": (case.n_experts, D_MODEL, D_EXPERT),
+        "down": (case.n_experts, D_EXPERT, D_MODEL),
+    }
+    return {name: torch.randn(shape, generator=generator, dtype=torch.float64).to(case.dtype) for name, shape in shapes.items()}
+
+
+def choose(case: Case, logits_TE: Tensor) -> Tensor:
+    """[T, K] expert numbers."""
+    if case.chosen is not None:
+        return torch.full((logits_TE.shape[0], 1), case.chosen)
+    return logits_TE.detach().topk(case.top_k).indices
+
+
+def visit(
+    case: Case, exchange: Exchange, x_TD: Tensor, weights: dict[str, Tensor], record: dict[str, Any], note: Callable[[str], None]
+) -> Tensor:
+    """x + the expert layer of x. The choice is recorded, as in the model; `note` hears when experts work."""
+    logits_TE = x_TD @ weights["router"].T
+    if "choice" not in record:
+        record["choice"] = choose(case, logits_TE)
+    weight_TK = torch.sigmoid(logits_TE).gather(1, record["choice"])
+
+    def bank(work: ExpertWork) -> Tensor:
+        note("experts")
+        y_SD = expert_mlp(work.x_SD, work.row_Q, work.expert_Q, work.weight_Q, weights["up"], weights["down"])
+        if y_SD.requires_grad:
+            y_SD.register_hook(lambda _: note("experts backward"))
+        return y_SD
+
+    return x_TD + run_experts(exchange, bank, x_TD, record["choice"], weight_TK, case.n_experts, record.setdefault("exchange", {}))
+
+
+def run_visits(case: Case, exchange: Exchange, rows: slice, note: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """Output and every gradient of the loss sum(y * target) over the tokens `rows`, experts as the exchange owns them."""
+    drawn = draw(case)
+    owned = exchange.owned(case.n_experts)
+    mine = {"router": drawn["router"], "up": drawn["up"][owned.start : owned.stop], "down": drawn["down"][owned.start : owned.stop]}
+    weights = {name: tensor.clone().requires_grad_() for name, tensor in mine.items()}
+    x_TD = drawn["x"][rows].clone().requires_grad_(case.input_gradient)
+    y_TD = x_TD
+    for _ in range(case.visits):
+        if case.recompute:
+            y_TD = checkpoint(visit, case, exchange, y_TD, weights, {}, note, use_reentrant=False, early_stop=case.early_stop)
+        else:
+            y_TD = visit(case, exchange, y_TD, weights, {}, note)
+    (y_TD * drawn["target"][rows]).sum().backward()
+    gradients = {f"d_{name}": tensor.grad for name, tensor in weights.items()}
+    return {"y": y_TD.detach(), "d_x": x_TD.grad, **gradients}
+
+
+def partitioned(case: Case) -> dict[str, Any]:
+    """This rank's share of the case, and the order of its collectives. Uninitialised memory holds NaN."""
+    torch.use_deterministic_algorithms(True)
+    topology = init_topology(len(case.tokens), device="cpu", timeout_seconds=30, use_deepspeed=False)
+    exchange = TokenExchange(topology, case.parts)
+    first = sum(case.tokens[: topology.rank])
+    with recorded_order() as order:
+        results = run_visits(case, exchange, slice(first, first + case.tokens[topology.rank]), order.append)
+    return {**results, "order": order, "sent": exchange.traffic.sent, "copies": exchange.traffic.one_copy_an_expert}
+
+
+def whole(case: Case) -> dict[str, Tensor]:
+    """The same in one process."""
+    return run_visits(case, LocalExchange(), slice(0, sum(case.tokens)))
+
+
+def gradient_dropped() -> str:
+    """What the exchange says to experts that cut the graph."""
+    topology = init_topology(2, device="cpu", timeout_seconds=30, use_deepspeed=False)
+    x_TD = torch.zeros(3, D_MODEL, requires_grad=True)
+    choice_TK = torch.zeros(3, 1, dtype=torch.int64)
+    try:
+        run_experts(TokenExchange(topology), lambda work: work.x_SD.detach(), x_TD, choice_TK, torch.ones(3, 1), 2, {})
+    except ValueError as fault:
+        return str(fault)
+    return "no error"

@@ -1,0 +1,67 @@
+"""Small models and the measure of difference that the model tests share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.config import ModelConfig
+from model.moeut import ModelOutput, MoEUT
+
+SWITCHHEAD = {"kind": "switchhead", "n_heads": 2, "d_head": 13, "n_experts": 3}
+SIGMA_MOE = {"kind": "sigma_moe", "n_experts": 7, "d_expert": 16, "top_k": 3}
+
+KINDS: dict[str, dict[str, Any]] = {
+    "peri": {},
+    "pre": {"norm": "pre"},
+    "post": {"norm": "post"},
+    "output_gate": {"attention": {**SWITCHHEAD, "n_experts": 1}},
+    "gated_expert": {"attention": {**SWITCHHEAD, "n_experts": 1, "top_k": 1, "single_expert": "gated_expert"}},
+    "dense": {"norm": "pre", "attention": {"kind": "dense", "n_heads": 2, "d_head": 18}, "feed_forward": {"kind": "dense", "d_ff": 50}},
+    "prelude_and_coda": {"depth": {"prelude": 1, "group": 2, "repeats": 2, "coda": 1, "order": "loop"}},
+}
+
+
+def tiny_config(**changes: Any) -> ModelConfig:
+    fields = {"vocab_size": 61, "d_model": 36, "depth": {"group": 2, "repeats": 3}, "attention": SWITCHHEAD, "feed_forward": SIGMA_MOE}
+    return ModelConfig.model_validate({**fields, **changes})
+
+
+def tiny_model(dtype: torch.dtype = torch.float64, seed: int = 1, recompute: Any = "none", **changes: Any) -> MoEUT:
+    """A drawn model whose norms were moved off their starting values, so that a missing gain or bias shows."""
+    model = MoEUT(tiny_config(**changes), recompute=recompute).init_parameters(seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name or "bias" in name:
+                parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+    return model.to(dtype)
+
+
+def tiny_tokens(n_sequences: int = 2, n_tokens: int = 11, seed: int = 0) -> Tensor:
+    return torch.randint(61, (n_sequences, n_tokens), generator=torch.Generator().manual_seed(seed))
+
+
+def loss_of(output: ModelOutput, targets_BT: Tensor) -> Tensor:
+    return F.cross_entropy(output.logits.flatten(0, 1), targets_BT.flatten()) + output.balance_loss
+
+
+def gradients(model: MoEUT, tokens_BT: Tensor, **arguments: Any) -> dict[str, Tensor]:
+    """Gradients of cross-entropy (targets: the tokens shifted round) and regulariser."""
+    model.zero_grad(set_to_none=True)
+    loss_of(model(tokens_BT, **arguments), tokens_BT.roll(-1, 1)).backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def relative(actual: Tensor, expected: Tensor) -> float:
+    """Largest absolute difference over the largest absolute expected value."""
+    return ((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-300)).item()
+
+
+def worst(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[float, str]:
+    """The largest relative difference and the tensor where it is."""
+    assert actual.keys() == expected.keys()
+    return max((relative(actual[name], expected[name]), name) for name in expected)
