@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from distributed.exchange import TokenExchange
 from distributed.topology import Topology
 from model.config import SigmaMoEConfig
-from model.exchange import Exchange, LocalExchange
+from model.exchange import LocalExchange
 from model.feed_forward import SigmaMoE
 
 
@@ -39,8 +39,10 @@ class Layer:
 
 def build_layers(setting: Setting, topology: Topology) -> dict[str, Layer]:
     """Ours, the dense layer, and DeepSpeed's where it is installed, with equal router weights on every rank."""
-    ours = _ours(setting, topology)
+    ours = _ours(setting, topology, parts=1)
     layers = {"mootron": ours, "dense": _dense(setting, topology)}
+    if topology.world > 1:
+        layers["mootron overlapped"] = _ours(setting, topology, parts=2)
     if importlib.util.find_spec("deepspeed") is not None:
         router = ours.module.get_parameter("router.weight")
         layers["deepspeed drop"] = _deepspeed(setting, topology, router, drop_tokens=True)
@@ -48,8 +50,8 @@ def build_layers(setting: Setting, topology: Topology) -> dict[str, Layer]:
     return layers
 
 
-def _ours(setting: Setting, topology: Topology) -> Layer:
-    exchange: Exchange = TokenExchange(topology) if topology.world > 1 else LocalExchange()
+def _ours(setting: Setting, topology: Topology, parts: int) -> Layer:
+    exchange = TokenExchange(topology, parts) if topology.world > 1 else LocalExchange()
     module = SigmaMoE(setting.d_model, setting.experts, exchange)
     generator = torch.Generator().manual_seed(1)  # the same router everywhere; what the banks hold changes no time
     for parameter in module.parameters():

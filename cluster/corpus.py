@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from data_pipeline.errors import DataError
 from data_pipeline.manifest import MANIFEST, Manifest, check
 from distributed.recipe import Recipe
 from distributed.run_folder import data_folder
@@ -27,9 +21,8 @@ def ensure_corpus(recipe: Recipe, console: Console) -> Manifest:
         DataError: it cannot be prepared, is damaged, or was made from something else.
     """
     folder = data_folder(recipe)
-    with _alone(folder):
-        if not (folder / MANIFEST).exists():
-            prepare_corpus(recipe, console)
+    if not (folder / MANIFEST).exists():
+        prepare_corpus(recipe, console)
     return check(folder, recipe.data)
 
 
@@ -42,23 +35,6 @@ def prepare_corpus(recipe: Recipe, console: Console) -> Manifest:
     console.print(f"preparing {', '.join(source.name for source in recipe.data.sources)} into {folder}", highlight=False)
     with ray_session(recipe.cluster.address), _Stages(console) as stages:
         return prepare(recipe.data, folder, stages.advance)
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One preparation of a folder at a time; a second waits and finds the work done."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder.parent / f".{folder.name}.lock", os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as fault:
-        raise DataError(
-            f"data.folder {folder} cannot be written: {fault.strerror}; change data.folder, or set MOOTRON_HOME to a writable folder"
-        ) from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 class _Stages:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import shutil
 import sys
@@ -28,6 +29,7 @@ def submit_job(recipe: Recipe, branch_from: str | None, address: str) -> str:
     """
     from ray.job_submission import JobSubmissionClient
 
+    logging.getLogger("ray").setLevel(logging.WARNING)
     words = entrypoint(recipe.name, branch_from, sys.executable if address == dashboard_address() else "python")
     with tempfile.TemporaryDirectory(prefix="mootron-submit-") as staging:
         stage(Path(staging), recipe)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -58,7 +59,7 @@ def ensure_cluster() -> str:
         return dashboard_address()
     if not port_is_free(DASHBOARD_PORT):
         raise ClusterError(
-            f"port {DASHBOARD_PORT} on {LOOPBACK} is taken, and not by the cluster that submit starts; end what listens there, or name a cluster with --address"
+            f"port {DASHBOARD_PORT} on {LOOPBACK} is taken, not by a cluster of submit; end what listens there, or give --address"
         )
     folder = cluster_folder()
     command = [sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
@@ -72,8 +73,9 @@ def ensure_cluster() -> str:
     deadline = time.monotonic() + START_SECONDS
     while not answers(dashboard_address()):
         if head.poll() is not None or time.monotonic() > deadline:
+            end = (folder / "start.log").read_text(errors="replace")[-600:]
             end_cluster()
-            raise ClusterError(f"a local Ray cluster did not start; see {folder / 'start.log'}, and ./launch.sh doctor")
+            raise ClusterError(f"a local Ray cluster did not start; ./launch.sh doctor looks for the cause; its last words:\n{end}")
         time.sleep(0.5)
     return dashboard_address()
 
@@ -90,7 +92,7 @@ def end_cluster() -> bool:
         time.sleep(0.2)
     if _group_lives(process):
         os.killpg(process, signal.SIGKILL)
-    (cluster_folder() / "pid").unlink(missing_ok=True)
+    shutil.rmtree(cluster_folder(), ignore_errors=True)
     return True
 
 

@@ -39,7 +39,7 @@ from data_pipeline.survey import Survey, survey_part
 from data_pipeline.tasks import Runner, runner
 from data_pipeline.tokenizer import Tokenizer, open_tokenizer
 from data_pipeline.tokenizer_training import train_tokenizer
-from data_pipeline.tokens import load_tokens, measure_overlap, token_type, tokenize_part
+from data_pipeline.tokens import measure_overlap, token_count, token_type, tokenize_part
 
 Progress = Callable[[str, int, int], None]
 
@@ -65,8 +65,10 @@ def prepare(config: DataConfig, folder: Path, on_progress: Progress | None = Non
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder.parent / f".{folder.name}.lock"):
-            if folder.exists() and any(folder.iterdir()):
+            if (folder / MANIFEST).exists():
                 manifest = check(folder, config)
+            elif folder.exists() and any(folder.iterdir()):
+                raise DataError(f"data.folder {folder} holds other files; set data.folder to a new or an empty folder")
             else:
                 manifest = _Preparation(config, work, on_progress or _silent).run(folder, workers)
             shutil.rmtree(work, ignore_errors=True)
@@ -250,5 +252,5 @@ def locate(paths: list[Path], split: Split) -> tuple[list[tuple[Path, int]], int
     position = 0
     for path in paths:
         located.append((path, position))
-        position += len(load_tokens(path, split))
+        position += token_count(path, split)
     return located, position

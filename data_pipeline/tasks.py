@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -90,26 +89,25 @@ def runner(workers: int | None, here: bool) -> Iterator[Runner]:
     if ray.is_initialized():
         yield OnRay(here)
         return
-    with tempfile.TemporaryDirectory(prefix="mootron-ray-", ignore_cleanup_errors=True) as folder:
-        _start(folder, workers or os.cpu_count() or 1)
+    # Ray's socket names must stay below 108 bytes, which a long TMPDIR would not leave room for.
+    short = "/tmp" if os.path.isdir("/tmp") else None
+    with tempfile.TemporaryDirectory(prefix="mootron-ray-", dir=short, ignore_cleanup_errors=True) as folder:
         try:
+            _start(folder, workers or os.cpu_count() or 1)
             yield OnRay(here=True)
         finally:
             ray.shutdown()
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _start(folder: str, cpus: int) -> None:
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     root = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join(dict.fromkeys([root, *filter(None, sys.path)]))
     ray.init(
         address="local",
         num_cpus=cpus,
-        num_gpus=0,
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,

@@ -10,7 +10,7 @@ import numpy as np
 from data_pipeline.config import SourceConfig
 from data_pipeline.errors import DataError
 from data_pipeline.files import write_arrays
-from data_pipeline.manifest import SPLITS
+from data_pipeline.manifest import SPLITS, Split
 from data_pipeline.shingles import overlap_grams
 from data_pipeline.sources import Part, read_part
 from data_pipeline.tokenizer import Tokenizer, open_tokenizer
@@ -47,7 +47,8 @@ def tokenize_part(
     for split, of_split in zip(SPLITS, texts, strict=True):
         arrays[split] = encode_all(tokenizer, of_split)
         arrays[f"{split}_grams"] = overlap_grams(of_split, threshold)
-    write_arrays(path, **arrays)
+    counts = np.array([len(arrays[split]) for split in SPLITS], np.int64)
+    write_arrays(path, counts=counts, **arrays)
     return path.name
 
 
@@ -63,10 +64,16 @@ def _batches(texts: list[str]) -> Iterator[list[str]]:
         yield texts[start : start + _BATCH]
 
 
-def load_tokens(path: Path, split: str) -> np.ndarray:
+def load_tokens(path: Path, split: Split) -> np.ndarray:
     """Token ids of one split of a part."""
     with np.load(path, allow_pickle=False) as arrays:
         return np.asarray(arrays[split])
+
+
+def token_count(path: Path, split: Split) -> int:
+    """Tokens of one split of a part, without reading them."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return int(arrays["counts"][SPLITS.index(split)])
 
 
 def measure_overlap(parts: dict[str, list[Path]]) -> dict[str, float]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -135,8 +136,8 @@ def _with_experts_class() -> Any:
 @cache
 def _deepspeed_classes() -> tuple[Any, Any]:
     from deepspeed.runtime.config import DeepSpeedConfig
-    from deepspeed.runtime.engine import DeepSpeedEngine as Base
     from deepspeed.runtime.engine import ZERO_OPTIMIZATION
+    from deepspeed.runtime.engine import DeepSpeedEngine as Base
 
     _import_muon_uncompiled()
 
@@ -155,7 +156,8 @@ def _import_muon_uncompiled() -> None:
 
     decorate, compiler.compile = compiler.compile, lambda: lambda function: function
     try:
-        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+        with suppress(ImportError):
+            importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
     finally:
         compiler.compile = decorate
 

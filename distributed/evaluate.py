@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,8 +20,8 @@ from torch.nn import functional as F
 from data_pipeline.manifest import check
 from data_pipeline.windows import Windows
 from distributed.batching import segments_of
-from distributed.errors import RunError
 from distributed.figures import perplexity
+from distributed.protocols import check_protocol, windows_counted
 from distributed.reduction import sum_over_ranks
 from distributed.run_folder import RunFolder, data_folder
 from distributed.topology import Topology
@@ -42,19 +41,6 @@ class WindowReader(Protocol):
     def read_ragged(self, ids: Sequence[int]) -> list[np.ndarray]:
         """Token ids of each window, int64, 2 to T+1 long."""
         ...
-
-
-@dataclass(frozen=True)
-class PaperProtocol:
-    """Which windows count: the first `windows`, of which an incomplete last batch of `batch` is dropped."""
-
-    windows: int
-    batch: int
-
-
-PROTOCOLS: dict[str, PaperProtocol | None] = {"tail": None, "paper_table": PaperProtocol(1008, 16), "paper_figure": PaperProtocol(1008, 64)}
-"""`tail` scores everything. The others are the MoEUT paper's: its validation split has 1008 windows (C4, SlimPajama); Table 1
-was scored in batches of 16 (all 1008), the figures in batches of 64 (960), and the difference is 0.4% of perplexity."""
 
 
 @torch.no_grad()
@@ -125,14 +111,17 @@ def pad(rows: list[np.ndarray]) -> tuple[Tensor, Tensor]:
     return inputs_BT, targets_BT
 
 
-def evaluate_run(run: RunFolder, step: int | None = None, batch: int = 16, protocol: str = "tail") -> dict[str, Any]:
+def evaluate_run(
+    run: RunFolder, step: int | None = None, batch: int = 16, protocol: str = "tail", max_windows: int | None = None
+) -> dict[str, Any]:
     """Held-out perplexity of a run's checkpoint, on this machine in one process.
 
     Args:
         run: a run with a checkpoint.
         step: which checkpoint; None: the newest.
         batch: windows a call (changes no figure).
-        protocol: one of `PROTOCOLS`.
+        protocol: one of `distributed.protocols.PROTOCOLS`.
+        max_windows: the first so many windows of a source in place of the protocol's number (peS2o: 4111).
 
     Returns:
         {"run", "step", "protocol", "sources": {name: figures}, "total": figures}; figures are nats, perplexity, tokens, windows, and
@@ -142,38 +131,21 @@ def evaluate_run(run: RunFolder, step: int | None = None, batch: int = 16, proto
         RunError: no such checkpoint or protocol, or fewer windows than the protocol's batch. DataError: the data are not
             those of the run.
     """
-    if protocol not in PROTOCOLS:
-        raise RunError(f"protocol is '{protocol}'; choose one of {', '.join(PROTOCOLS)}")
+    check_protocol(protocol)
     trained = load_trained(run, step)
     folder = data_folder(trained.recipe)
     manifest = check(folder, trained.recipe.data)
-    end_of_document = trained.end_of_document if trained.recipe.data.document_mask else None
+    end_of_document = trained.tokenizer.end_of_document if trained.recipe.data.document_mask else None
     sources = {}
     for source in trained.recipe.data.sources:
         windows = Windows(folder, "held_out", source.name)
-        limit = windows_counted(protocol, windows, source.name)
+        limit = windows_counted(protocol, windows, source.name, max_windows)
         result = held_out_loss(trained.model, windows, batch, trained.device, max_windows=limit, end_of_document=end_of_document)
         # The text's bytes, of which only the very first token's are not predicted.
-        n_bytes = manifest.sources[source.name].splits["held_out"].text_bytes if protocol == "tail" else None
+        everything = limit == len(windows)
+        n_bytes = manifest.sources[source.name].splits["held_out"].text_bytes if everything else None
         sources[source.name] = _with_rates(result, n_bytes)
     return {"run": run.name, "step": trained.step, "protocol": protocol, "sources": sources, "total": _pooled(list(sources.values()))}
-
-
-def windows_counted(protocol: str, windows: Windows, source: str) -> int:
-    """How many of the first windows a protocol scores; the paper's count whole ones only.
-
-    Raises:
-        RunError: fewer windows than one batch of the protocol.
-    """
-    rule = PROTOCOLS[protocol]
-    if rule is None:
-        return len(windows)
-    ragged = len(windows) > 0 and len(windows.read_ragged([windows.ids[-1]])[0]) <= windows.seq_len
-    whole = len(windows) - ragged
-    counted = min(whole, rule.windows) // rule.batch * rule.batch
-    if counted == 0:
-        raise RunError(f"source '{source}' has {whole} whole held-out windows, protocol {protocol} needs {rule.batch}; use protocol tail")
-    return counted
 
 
 def _pooled(results: list[dict[str, Any]]) -> dict[str, Any]:

@@ -68,14 +68,14 @@ def init_topology(
         use_deepspeed = importlib.util.find_spec("deepspeed") is not None
     place = _choose_device(device, local_rank)
     backend = "nccl" if place.type == "cuda" else "gloo"
-    expert_group = data_group = world_group = None
-    if "RANK" in os.environ or use_deepspeed:
-        timeout = timedelta(seconds=timeout_seconds)
-        _meet(rank, world, place, timeout)
-        expert_group, data_group, world_group = _make_groups(rank, world, expert_parallel, timeout)
-        if use_deepspeed:
-            _share_with_deepspeed(rank, world, expert_parallel, expert_group, data_group, world_group, timeout)
-    return Topology(rank, world, local_rank, expert_parallel, place, backend, expert_group, data_group, world_group)
+    if "RANK" not in os.environ and not use_deepspeed:
+        return Topology(rank, world, local_rank, expert_parallel, place, backend, None, None, None)
+    timeout = timedelta(seconds=timeout_seconds)
+    _meet(rank, world, place, timeout)
+    topology = Topology(rank, world, local_rank, expert_parallel, place, backend, *_make_groups(rank, world, expert_parallel, timeout))
+    if use_deepspeed:
+        _share_with_deepspeed(topology, timeout)
+    return topology
 
 
 def close_topology(topology: Topology | None = None, *, failed: bool | None = None) -> None:
@@ -149,9 +149,7 @@ def _make_groups(rank: int, world: int, expert_parallel: int, timeout: timedelta
     return mine[0], mine[1], mine[2]
 
 
-def _share_with_deepspeed(
-    rank: int, world: int, expert_parallel: int, expert_group: Any, data_group: Any, world_group: Any, timeout: timedelta
-) -> None:
+def _share_with_deepspeed(topology: Topology, timeout: timedelta) -> None:
     """Start DeepSpeed's communication over torch's and hand it our groups.
 
     They have the layout of `deepspeed.utils.groups._create_expert_and_data_parallel` (0.19.8), which makes only
@@ -163,12 +161,12 @@ def _share_with_deepspeed(
     logger.setLevel("WARNING")
     # Compiled with the host's C++ compiler at start-up (half a minute, a crash without one); training never uses it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist.get_backend(world_group), verbose=False, timeout=timeout)
-    name = f"ep_size_{expert_parallel}"
-    first = rank // expert_parallel * expert_parallel
-    groups._EXPERT_PARALLEL_GROUP[name] = expert_group
-    groups._EXPERT_PARALLEL_GROUP_RANKS[name] = range(first, first + expert_parallel)
-    groups._EXPERT_DATA_PARALLEL_GROUP[name] = data_group
-    groups._EXPERT_DATA_PARALLEL_GROUP_RANKS[name] = range(rank % expert_parallel, world, expert_parallel)
-    groups._WORLD_GROUP = world_group
-    groups._create_expert_and_data_parallel(expert_parallel)
+    deepspeed.init_distributed(topology.backend, verbose=False, timeout=timeout)
+    size = topology.expert_parallel
+    name, first = f"ep_size_{size}", topology.rank - topology.expert_rank
+    groups._EXPERT_PARALLEL_GROUP[name] = topology.expert_group
+    groups._EXPERT_PARALLEL_GROUP_RANKS[name] = range(first, first + size)
+    groups._EXPERT_DATA_PARALLEL_GROUP[name] = topology.data_group
+    groups._EXPERT_DATA_PARALLEL_GROUP_RANKS[name] = range(topology.expert_rank, topology.world, size)
+    groups._WORLD_GROUP = topology.world_group
+    groups._create_expert_and_data_parallel(size)

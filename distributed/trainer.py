@@ -32,6 +32,7 @@ from distributed.batching import micro_batches, segments_of
 from distributed.build import build_model
 from distributed.clock import StepClock
 from distributed.engine import build_engine
+from distributed.errors import RunError
 from distributed.evaluate import held_out_loss
 from distributed.metrics import Metrics
 from distributed.persistence import Persistence
@@ -89,7 +90,7 @@ class Trainer:
         torch.use_deterministic_algorithms(recipe.train.deterministic)
         self.model = build_model(recipe, topology)
         self.engine = build_engine(self.model, recipe.train, topology)
-        self.persistence = Persistence(recipe, run, topology, self.engine, self.manifest.digest)
+        self.persistence = Persistence(recipe, run, topology, self.engine, self.model.boxes(), self.manifest.digest)
         self.replay = open_replay(recipe.router, run, topology)
         self.step = 0
         self.held_out: dict[str, float] = {}
@@ -97,6 +98,11 @@ class Trainer:
     def fit(self, resume: bool, branch_from: str | None) -> Outcome:
         """Steps from where the run stands to `train.steps`."""
         self.step = self.persistence.restore(resume, branch_from)
+        if self.step >= self.recipe.train.steps:
+            raise RunError(
+                f"run '{self.run.name}' has done all of its train.steps ({self.recipe.train.steps}); "
+                f"to go on: ./launch.sh resume {self.run.name} train.steps={2 * self.step}"
+            )
         self.metrics = self._open_metrics()
         with closing(self.metrics):
             stopped = self._run_steps()
@@ -231,7 +237,8 @@ class Trainer:
                 checkpoint=self.persistence.newest,
                 parameters=stored_parameters(self.recipe.model),
             )
-            self.run.write_state(summary["state"], **{**self.run.read_state(), **_shown(summary)})
+            figures = {name: value for name, value in self.run.read_state().items() if name not in ("state", "time")}
+            self.run.write_state(summary["state"], **figures)
             self.run.stop_path.unlink(missing_ok=True)
         collectives.barrier("end", self.topology)
 

@@ -85,13 +85,13 @@ def _backward(ctx: Any, dy_SD: Tensor) -> tuple[Tensor | None, ...]:
     for number, chunk in enumerate(ctx.chunks):
         row_N, weight_N = row_Q[chunk.routes], weight_Q[chunk.routes]
         rows_ND, dy_ND = data_SD.index_select(0, row_N), dy_SD.index_select(0, row_N)
-        hidden_NF = hidden[number] if hidden else _hidden(rows_ND, up_EDF, chunk, x_SD.dtype)
+        hidden_NF = (hidden[number] if hidden else _hidden(rows_ND, up_EDF, chunk, x_SD.dtype)).to(dtype)
         if ddown_EFD is not None:
             outer_products(weighted(hidden_NF, weight_N, dtype), dy_ND, chunk.sizes, out_EDF=ddown_EFD[chunk.experts])
         dhidden_NF = rows_times(dy_ND, down_EFD[chunk.experts].transpose(1, 2), chunk.sizes)
         if dweight_Q is not None:
             dweight_Q[order_Q[chunk.routes]] = row_dot(hidden_NF, dhidden_NF).to(weight_Q.dtype)
-        dhidden_NF = weighted(dhidden_NF, weight_N, dtype).masked_fill_(hidden_NF <= 0, 0)
+        dhidden_NF = torch.ops.aten.threshold_backward(weighted(dhidden_NF, weight_N, dtype), hidden_NF, 0)
         if dup_EDF is not None:
             outer_products(rows_ND, dhidden_NF, chunk.sizes, out_EDF=dup_EDF[chunk.experts])
         if dx_SD is not None:

@@ -37,12 +37,12 @@ class WorkerError(AssertionError):
 
 
 class Pool:
-    """Worker processes 0..MAX_WORLD-1, started when first needed, started again after one died or hung."""
+    """Worker processes for ranks 0..MAX_WORLD-1: started when first needed, replaced after they died or hung."""
 
     def __init__(self) -> None:
         self._context = multiprocessing.get_context("spawn")
         self._folder = Path(tempfile.mkdtemp(prefix="mootron-pool-"))
-        self._workers: list[tuple[BaseProcess, Connection]] = []
+        self._workers: dict[int, tuple[BaseProcess, Connection]] = {}
         self._store: TCPStore | None = None
         atexit.register(self.close)
 
@@ -57,8 +57,8 @@ class Pool:
             raise ValueError(f"world is {world}; the pool has 1 to {MAX_WORLD} ranks")
         self._start(world)
         self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        for rank, (_, calls) in enumerate(self._workers[:world]):
-            calls.send_bytes(pickle.dumps((target, _environment(rank, world, self._store.port), arguments)))
+        for rank in range(world):
+            self._workers[rank][1].send_bytes(pickle.dumps((target, _environment(rank, world, self._store.port), arguments)))
         results, faults = self._collect(world, timeout)
         if faults:
             raise WorkerError(f"{target} in a world of {world}\n" + "\n".join(faults))
@@ -66,43 +66,39 @@ class Pool:
 
     def close(self) -> None:
         """End the workers; a later `run` starts new ones."""
-        for _, calls in self._workers:
+        for _, calls in self._workers.values():
             calls.close()
-        for process, _ in self._workers:
+        for process, _ in self._workers.values():
             process.join(timeout=5)
-            if process.is_alive():
-                process.kill()
-                process.join()
-        self._workers = []
+            process.kill()
+            process.join()
+        self._workers = {}
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _start(self, world: int) -> None:
-        """Bring the pool to at least `world` workers, all of them ready for a call."""
-        if any(not process.is_alive() for process, _ in self._workers):
-            self.close()
+        """Have a worker for every rank of the world, ready for a call."""
         self._folder.mkdir(exist_ok=True)
-        known = len(self._workers)
-        for rank in range(known, world):
-            self._log(rank).touch()
+        new = [rank for rank in range(world) if rank not in self._workers]
+        for rank in new:
+            self._log(rank).write_text("")
             mine, theirs = self._context.Pipe()
             process = self._context.Process(target=serve, args=(theirs, str(self._log(rank))), name=f"rank-{rank}")
             with _one_thread():
                 process.start()
             theirs.close()
-            self._workers.append((process, mine))
-        for rank, (_, calls) in enumerate(self._workers[known:], known):
+            self._workers[rank] = process, mine
+        for rank in new:
             try:
-                calls.recv_bytes()
+                self._workers[rank][1].recv_bytes()
             except (EOFError, ConnectionResetError):
                 raise WorkerError(self._obituary(rank)) from None
 
     def _collect(self, world: int, timeout: float) -> tuple[list[Any], list[str]]:
-        """Results in rank order and what went wrong; the pool is closed when a rank did not answer."""
+        """Results in rank order, and what went wrong; ranks that gave no answer are ended."""
         results: list[Any] = [None] * world
         faults: list[str] = []
-        pending = {calls: rank for rank, (_, calls) in enumerate(self._workers[:world])}
+        pending = {self._workers[rank][1]: rank for rank in range(world)}
         deadline = time.monotonic() + timeout
-        lost = False
         while pending and (ready := wait(list(pending), max(0.0, deadline - time.monotonic()))):
             for calls in ready:
                 assert isinstance(calls, Connection)
@@ -110,7 +106,6 @@ class Pool:
                 try:
                     succeeded, result = pickle.loads(calls.recv_bytes())
                 except (EOFError, ConnectionResetError):
-                    lost = True
                     faults.append(self._obituary(rank))
                     continue
                 if succeeded:
@@ -120,11 +115,16 @@ class Pool:
             if faults:
                 deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
         faults.extend(self._stack(rank, timeout) for rank in pending.values())
-        if lost or pending:
-            for process, _ in self._workers:
-                process.kill()
-            self.close()
+        for rank in pending.values():
+            self._forget(rank)
         return results, faults
+
+    def _forget(self, rank: int) -> None:
+        """End a worker that is of no use any more; the next call starts another."""
+        process, calls = self._workers.pop(rank)
+        calls.close()
+        process.kill()
+        process.join()
 
     def _log(self, rank: int) -> Path:
         return self._folder / f"rank-{rank}.log"
@@ -135,6 +135,7 @@ class Pool:
     def _obituary(self, rank: int) -> str:
         process = self._workers[rank][0]
         process.join(timeout=5)
+        self._forget(rank)
         return f"rank {rank} died with exit code {process.exitcode}; the end of its log:\n{self._tail(rank)}"
 
     def _stack(self, rank: int, timeout: float) -> str:

@@ -29,11 +29,13 @@ def batch(step: int, dtype: torch.dtype, poison: bool = False) -> tuple[Tensor, 
     return x_ND.to(dtype), target_ND.to(dtype)
 
 
-def one_step(engine: Engine, topology: Topology, step: int, micro: int, lr: float, dtype: torch.dtype, poison: bool = False) -> dict[str, Any]:
+def one_step(
+    engine: Engine, topology: Topology, step: int, micro: int, lr: float, dtype: torch.dtype, poison: bool = False
+) -> dict[str, Any]:
     """A step over this rank's rows in `micro` micro-batches: this rank's loss, and the engine's report."""
     x_ND, target_ND = (part.chunk(topology.world)[topology.rank] for part in batch(step, dtype, poison))
     total = 0.0
-    for number, (rows, targets) in enumerate(zip(x_ND.chunk(micro), target_ND.chunk(micro), strict=True)):
+    for number, (rows, targets) in enumerate(zip(x_ND.tensor_split(micro), target_ND.tensor_split(micro), strict=True)):
         loss = (engine.module(rows) - targets).float().square().sum() / GLOBAL_BATCH
         engine.backward(loss, last=number == micro - 1)
         total += float(loss.detach())
@@ -64,3 +66,26 @@ def run(
     reports = [one_step(engine, topology, step, micro, lr, getattr(torch, dtype), step == poison) for step in range(steps)]
     weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     return {"reports": reports, "weights": weights, "state": state(engine), "applied": engine.applied_steps, "boxes": model.boxes()}
+
+
+def accumulated_gradient(zero_stage: int, engine: str, n_micro: int = 64) -> dict[str, Tensor]:
+    """The gradient that bf16 parameters get over many micro-batches, per rank's share of them, read from one plain SGD step."""
+    built, topology, _ = start(1, "bfloat16", zero_stage=zero_stage, engine=engine, optimizer="sgd", clip=None, weight_decay=0.0)
+    before = {fragment["name"]: (fragment["start"], fragment["master"]) for fragment in state(built)}
+    mine = range(topology.rank, n_micro, topology.world)
+    for number in mine:
+        rows, targets = batch(number, torch.bfloat16)
+        built.backward((built.module(rows) - targets).float().square().sum(), last=number == mine[-1])
+    built.step(lr=1.0)
+    return {fragment["name"]: (fragment["start"], before[fragment["name"]][1] - fragment["master"]) for fragment in state(built)}
+
+
+def live_views(expert_parallel: int, engine: str = "deepspeed") -> dict[str, Any]:
+    """Overwrite masters and moments through the fragments of a fresh engine; what parameters and the next state are."""
+    built, _, model = start(expert_parallel, engine=engine)
+    for fragment in built.fragments():
+        for number, view in enumerate(fragment.tensors.values()):
+            view.fill_(number + 1.0)
+    built.finish_load(7)
+    weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    return {"weights": weights, "state": state(built), "applied": built.applied_steps}

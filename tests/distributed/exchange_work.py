@@ -97,7 +97,7 @@ def run_visits(case: Case, exchange: Exchange, rows: slice, note: Callable[[str]
 
 def partitioned(case: Case) -> dict[str, Any]:
     """This rank's share of the case, and the order of its collectives. Uninitialised memory holds NaN."""
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")
     topology = init_topology(len(case.tokens), device="cpu", timeout_seconds=30, use_deepspeed=False)
     exchange = TokenExchange(topology, case.parts)
     first = sum(case.tokens[: topology.rank])

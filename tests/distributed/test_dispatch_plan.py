@@ -5,6 +5,8 @@ Shape suffixes: T tokens, K experts a token chose, R rows sent, Q routes, D widt
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
@@ -26,7 +28,7 @@ def random_choices(n_tokens: int, n_experts: int, top_k: int) -> Tensor:
 @pytest.mark.parametrize(("n_experts", "size"), [(155, 4), (3, 2), (7, 4), (2, 3), (1, 4), (8, 1)])
 def test_owners_cover_all_experts_evenly(n_experts: int, size: int) -> None:
     bounds = owner_bounds(n_experts, size)
-    counts = [stop - start for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+    counts = [stop - start for start, stop in pairwise(bounds)]
     assert (bounds[0], bounds[-1]) == (0, n_experts)
     assert max(counts) - min(counts) <= 1
 

@@ -76,7 +76,8 @@ def test_transfers_run_under_experts(pool: Any) -> None:
     case = Case(n_experts=4, top_k=2, tokens=(4, 4), visits=1)
     sizes = ["dispatch.sizes int64", "await dispatch.sizes"]
     dispatch, arrive = ["dispatch.routes int64", "dispatch.rows float64"], ["await dispatch.routes", "await dispatch.rows"]
-    back, return_ = ["dispatch.weight_gradients float64", "dispatch.gradients float64"], ["await dispatch.weight_gradients", "await dispatch.gradients"]
+    back = ["dispatch.weight_gradients float64", "dispatch.gradients float64"]
+    return_ = ["await dispatch.weight_gradients", "await dispatch.gradients"]
     forward = [*sizes, *dispatch, *sizes, *dispatch, *2 * [*arrive, "experts", "combine.rows float64"], *2 * ["await combine.rows"]]
     backward = [*2 * ["combine.gradients float64"], *2 * ["await combine.gradients", "experts backward", *back], *2 * return_]
     assert pool.run(2, "exchange_work:partitioned", case=case)[0]["order"] == forward + backward

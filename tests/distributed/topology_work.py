@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from distributed.collectives import barrier
 from distributed.topology import init_topology
 
 
@@ -49,7 +50,7 @@ def fail(rank: int, how: str) -> int:
         if how == "die":
             os._exit(7)
         time.sleep(600)
-    dist.barrier()
+    barrier("the meeting", topology)
     return topology.rank
 
 

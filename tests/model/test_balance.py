@@ -87,4 +87,4 @@ def test_values_at_the_start_of_training(size: str, at_start: float) -> None:
     model = MoEUT(paper.model_copy(update={"feed_forward": narrow})).init_parameters(0)
     tokens_BT = torch.randint(8000, (1, 192), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        assert model(tokens_BT).balance_loss.item() == pytest.approx(at_start, abs=1e-4)
+        assert model(tokens_BT).balance_loss.item() == pytest.approx(at_start, abs=2e-5)

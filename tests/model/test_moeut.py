@@ -23,7 +23,7 @@ def test_shared_layers_equal_an_unrolled_twin() -> None:
     for order, visits in (("cycle", [0, 1, 0, 1]), ("loop", [0, 0, 1, 1])):
         shared = tiny_model(depth={"group": 2, "repeats": 2, "order": order}, **silent)
         twin = tiny_model(depth={"group": 4, "repeats": 1}, **silent)
-        twin.load_state_dict({**shared.state_dict(), **twin.state_dict(), **_outside(shared)})
+        twin.load_state_dict(_outside(shared), strict=False)
         for place, layer in enumerate(visits):
             twin.layers[place].load_state_dict(shared.layers[layer].state_dict())
         tokens_BT = tiny_tokens()

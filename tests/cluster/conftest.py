@@ -1,0 +1,41 @@
+"""Run folders of their own for the command line's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from distributed.recipe import Recipe, load_recipe
+from distributed.run_folder import RunFolder
+
+CODE_ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty MOOTRON_HOME."""
+    monkeypatch.setenv("MOOTRON_HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    return load_recipe(CODE_ROOT / "configs" / "quickstart.yaml")
+
+
+@pytest.fixture
+def make_run(home: Path, recipe: Recipe) -> Callable[..., RunFolder]:
+    """make_run(name, state=None, checkpoints=(), **figures): a run folder as a trainer would have left it."""
+
+    def make(name: str, state: str | None = None, checkpoints: tuple[int, ...] = (), **figures: object) -> RunFolder:
+        run = RunFolder.named(name)
+        run.create(recipe.model_copy(update={"name": name}))
+        for step in checkpoints:
+            (run.checkpoints / f"step-{step:08d}").mkdir()
+        if state is not None:
+            run.write_state(state, **figures)
+        return run
+
+    return make

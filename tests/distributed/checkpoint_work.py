@@ -1,0 +1,70 @@
+"""What ranks run for test_checkpoint.py: save in one layout, load in another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from engine_work import one_step, start, state
+
+from distributed import checkpoint
+from distributed.checkpoint import Meta
+
+
+def train_and_save(folder: str, expert_parallel: int, steps: int = 3, **train: Any) -> None:
+    """Train `steps` steps and save."""
+    engine, topology, _ = start(expert_parallel, **train)
+    for step in range(steps):
+        one_step(engine, topology, step, 1, 1e-2, torch.float32)
+    meta = Meta(applied_steps=engine.applied_steps, tokens=steps * 12)
+    checkpoint.save(Path(folder), steps, engine.fragments(), {"running_mean": torch.arange(4.0)}, meta, topology)
+
+
+def load_and_save(source: str, copy: str, expert_parallel: int, **train: Any) -> dict[str, Any]:
+    """Load the newest checkpoint into a fresh engine and save what is there; the parameters and the counters."""
+    engine, topology, model = start(expert_parallel, **train)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    path = checkpoint.newest(Path(source), topology)
+    assert path is not None
+    buffers = {"running_mean": torch.zeros(4)}
+    manifest = checkpoint.load(path, engine.fragments(), model.boxes(), buffers, topology)
+    engine.finish_load(manifest.meta.applied_steps)
+    checkpoint.save(Path(copy), manifest.step, engine.fragments(), buffers, manifest.meta, topology)
+    return {"weights": {name: parameter.detach().clone() for name, parameter in model.named_parameters()}, "applied": engine.applied_steps}
+
+
+def resume_and_train(folder: str | None, first: int, last: int, expert_parallel: int, **train: Any) -> list[dict[str, Any]]:
+    """Steps `first` to `last`, from the newest checkpoint of `folder` if one is given; this rank's state afterwards."""
+    engine, topology, model = start(expert_parallel, **train)
+    if folder is not None:
+        path = checkpoint.newest(Path(folder), topology)
+        assert path is not None
+        manifest = checkpoint.load(path, engine.fragments(), model.boxes(), {}, topology)
+        engine.finish_load(manifest.meta.applied_steps)
+    for step in range(first, last):
+        one_step(engine, topology, step, 1, 1e-2, torch.float32)
+    return state(engine)
+
+
+def newest_of_damaged(folder: str) -> tuple[str | None, list[str]]:
+    """What all ranks take for the newest checkpoint, and what each says."""
+    _, topology, _ = start(1)
+    said: list[str] = []
+    path = checkpoint.newest(Path(folder), topology, said.append)
+    return (path.name if path else None), said
+
+
+def save_where_impossible(folder: str) -> str:
+    """The message of a save into a folder that is a file on rank 1's side only."""
+    engine, topology, _ = start(1)
+    place = Path(folder) if topology.rank == 0 else Path(folder) / "a_file"
+    if topology.rank == 1:
+        place.write_text("in the way")
+    try:
+        checkpoint.save(place, 1, engine.fragments(), {}, Meta(applied_steps=0, tokens=0), topology)
+    except Exception as fault:
+        return f"{type(fault).__name__}: {fault}"
+    return "saved"

@@ -1,0 +1,33 @@
+"""Global tensors put together from ranks' fragments, for comparisons over layouts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def whole(results: list[dict[str, Any]], state: str = "master") -> dict[str, Tensor]:
+    """Every global tensor of `state`; fails unless each entry belongs to exactly one rank.
+
+    Args:
+        results: a rank's "boxes" and its fragments ("state") each.
+    """
+    tensors = {name: torch.full(box.global_shape, torch.nan) for name, box in results[0]["boxes"].items()}
+    for result in results:
+        for fragment in result["state"]:
+            name, box = fragment["name"], fragment["box"]
+            first = box.offset[0] * (tensors[name].numel() // box.global_shape[0])
+            target = tensors[name].view(-1)[first + fragment["start"] : first + fragment["stop"]]
+            assert target.isnan().all(), f"{name} has entries owned twice"
+            target.copy_(fragment[state])
+    for name, tensor in tensors.items():
+        assert not tensor.isnan().any(), f"{name} has entries without an owner"
+    return tensors
+
+
+def worst(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
+    """Largest relative difference over tensors: norm of the difference over the norm."""
+    assert left.keys() == right.keys()
+    return max(float((left[name] - right[name]).double().norm() / right[name].double().norm()) for name in left)

@@ -1,0 +1,68 @@
+"""What ranks run for test_layouts.py: train a MoEUT with 155 experts on their share of a batch, recording or replaying choices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from engine_work import state, train_config
+from torch import Tensor
+
+from distributed.batching import micro_batches
+from distributed.engine import build_engine
+from distributed.exchange import TokenExchange
+from distributed.replay import ChoiceReader, ChoiceWriter, Replay
+from distributed.topology import init_topology
+from model.config import DepthConfig, ModelConfig, SigmaMoEConfig, SwitchHeadConfig
+from model.moeut import MoEUT
+
+GLOBAL_BATCH, LENGTH, VOCABULARY = 12, 8, 50
+
+CONFIG = ModelConfig(
+    vocab_size=VOCABULARY,
+    d_model=16,
+    depth=DepthConfig(group=2, repeats=2),
+    attention=SwitchHeadConfig(n_heads=2, d_head=8, n_experts=3, top_k=2),
+    feed_forward=SigmaMoEConfig(n_experts=155, d_expert=8, top_k=12),
+)
+
+
+def tokens(ids: list[int], step: int) -> Tensor:
+    """Windows [B, T+1] of samples `ids`, drawn per sample."""
+    rows = [torch.randint(VOCABULARY, (LENGTH + 1,), generator=torch.Generator().manual_seed(1000 * step + sample)) for sample in ids]
+    return torch.stack(rows) if rows else torch.empty(0, LENGTH + 1, dtype=torch.int64)
+
+
+def share_of_loss(model: Any, tokens_BT: Tensor, records: Any) -> tuple[Tensor, Any]:
+    """This micro-batch's part of the global loss."""
+    output = model(tokens_BT[:, :-1], records=records)
+    logits_NV = output.logits.flatten(0, 1)
+    cross_entropy = F.cross_entropy(
+        logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)), tokens_BT[:, 1:].flatten(), reduction="sum"
+    )
+    return cross_entropy / (GLOBAL_BATCH * LENGTH) + output.balance_B.sum() / GLOBAL_BATCH, output.records
+
+
+def train(choices: str, record: bool, steps: int, micro: int, expert_parallel: int = 1, **settings: Any) -> dict[str, Any]:
+    """Losses and gradient norms of `steps` steps and this rank's state; choices go to or come from folder `choices`."""
+    topology = init_topology(expert_parallel, device="cpu", timeout_seconds=60)
+    exchange = TokenExchange(topology) if expert_parallel > 1 else None
+    model = MoEUT(CONFIG, exchange).init_parameters(1)
+    engine = build_engine(model, train_config(**settings), topology)
+    folder = Path(choices)
+    replay: Replay = ChoiceWriter(folder, topology.rank, topology.world) if record else ChoiceReader(folder, topology.device)
+    losses, norms = [], []
+    for step in range(steps):
+        total = 0.0
+        batches = micro_batches(list(range(GLOBAL_BATCH)), topology.world, topology.rank, micro)
+        for number, ids in enumerate(batches):
+            records = replay.records(step, ids, CONFIG.depth.n_visits)
+            loss, made = share_of_loss(engine.module, tokens(ids, step), records)
+            replay.keep(step, ids, made)
+            engine.backward(loss, last=number == len(batches) - 1)
+            total += float(loss.detach())
+        losses.append(total)
+        norms.append(engine.step(settings["lr"]).grad_norm)
+    return {"losses": losses, "norms": norms, "state": state(engine), "boxes": model.boxes()}

@@ -1,0 +1,75 @@
+"""Recipes: every fault is told with the field, the value and the mend."""
+
+from pathlib import Path
+
+import pytest
+
+from distributed.errors import RunError
+from distributed.recipe import check_world, load_recipe
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+QUICKSTART = CONFIGS / "quickstart.yaml"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_that_ships_is_valid(path: Path) -> None:
+    assert load_recipe(path).train.steps > 0
+
+
+def test_overrides_reach_nested_fields_and_lists() -> None:
+    overrides = ["train.lr=3e-4", "model.feed_forward.top_k=3", "data.sources.0.max_megabytes=2", "train.clip=null"]
+    recipe = load_recipe(QUICKSTART, overrides)
+    assert recipe.train.lr == 3e-4
+    assert recipe.model.feed_forward.top_k == 3
+    assert recipe.data.sources[0].max_megabytes == 2
+    assert recipe.train.clip is None
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("train.lrr=1", ["train.lrr", "unknown field", "did you mean lr?"]),
+        ("model.feed_forward.top_k=999", ["model.feed_forward", "top_k is 999", "choose top_k <="]),
+        ("train.steps=abc", ["train.steps", "'abc'", "integer"]),
+        ("train.lr=-1", ["train.lr", "-1", "greater than 0"]),
+        ("model.feed_forward.kind=foo", ["model.feed_forward", "foo", "sigma_moe"]),
+        ("data.tokenizer.vocab_size=5000", ["model.vocab_size", "5000", "equal"]),
+        ("router.replay=use", ["router.choices"]),
+        ("train", ["field.name=value"]),
+        ("data.sources.7.path=x", ["position from 0 to 0"]),
+        ("name=../elsewhere", ["name", "../elsewhere"]),
+    ],
+)
+def test_faults_are_named(override: str, told: list[str]) -> None:
+    with pytest.raises(RunError) as fault:
+        load_recipe(QUICKSTART, [override])
+    for words in told:
+        assert words in str(fault.value)
+
+
+def test_unreadable_recipes_are_named(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="configs/"):
+        load_recipe(tmp_path / "none.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [1,")
+    with pytest.raises(RunError, match="not YAML"):
+        load_recipe(broken)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "workers", "told"),
+    [
+        (["expert_parallel.size=2"], 3, "expert_parallel.size is 2, which does not divide 3 workers"),
+        (["expert_parallel.size=1", "train.global_batch=16"], 3, "train.global_batch is 16, which 3 workers cannot share equally; choose 15 or 18"),
+        (["expert_parallel.size=1", "train.global_batch=2"], 3, "fewer than one sequence"),
+        (["expert_parallel.size=2", "model.feed_forward={kind: dense, d_ff: 8}"], 2, "has no experts"),
+    ],
+)
+def test_a_recipe_must_fit_its_workers(overrides: list[str], workers: int, told: str) -> None:
+    with pytest.raises(RunError, match=told.replace(".", r"\.")):
+        check_world(load_recipe(QUICKSTART, overrides), workers)
+
+
+def test_uneven_batches_on_request() -> None:
+    overrides = ["expert_parallel.size=1", "train.global_batch=16", "train.uneven_batch=true"]
+    check_world(load_recipe(QUICKSTART, overrides), 3)

@@ -1,0 +1,69 @@
+"""The run folder: what one process writes another reads whole."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from distributed.errors import RunError
+from distributed.recipe import load_recipe
+from distributed.run_folder import RunFolder, data_folder, write_atomically
+
+QUICKSTART = Path(__file__).resolve().parents[2] / "configs" / "quickstart.yaml"
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    monkeypatch.setenv("MOOTRON_HOME", str(tmp_path))
+    folder = RunFolder.named("first")
+    folder.create(load_recipe(QUICKSTART, ["name=first"]))
+    return folder
+
+
+def test_the_recipe_comes_back_as_it_was(run: RunFolder) -> None:
+    assert run.recipe() == load_recipe(QUICKSTART, ["name=first"])
+    assert RunFolder.existing("first").path == run.path
+
+
+def test_an_unknown_run_lists_the_known(run: RunFolder) -> None:
+    with pytest.raises(RunError, match=r"no run 'secnd'.*first"):
+        RunFolder.existing("secnd")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b"])
+def test_a_name_cannot_leave_the_folder(name: str) -> None:
+    with pytest.raises(RunError, match="plain name"):
+        RunFolder.named(name)
+
+
+def test_state_is_replaced_whole(run: RunFolder) -> None:
+    assert run.read_state()["state"] == "starting"
+    run.write_state("running", step=3)
+    run.write_state("stopped", step=4)
+    assert (run.read_state()["state"], run.read_state()["step"]) == ("stopped", 4)
+    assert not list(run.path.glob(".state*"))
+    with pytest.raises(ValueError, match="not one of"):
+        run.write_state("dancing")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, "old")
+    with pytest.raises(TypeError):
+        write_atomically(path, 7)  # type: ignore[arg-type]
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path.chmod(0o500)
+    monkeypatch.setenv("MOOTRON_HOME", str(tmp_path))
+    with pytest.raises(RunError, match="MOOTRON_HOME"):
+        RunFolder.named("first").create(load_recipe(QUICKSTART))
+
+
+def test_relative_data_folders_lie_below_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOOTRON_HOME", str(tmp_path))
+    assert data_folder(load_recipe(QUICKSTART)) == tmp_path / "corpora" / "installed_python"
+    assert data_folder(load_recipe(QUICKSTART, ["data.folder=/elsewhere"])) == Path("/elsewhere")

@@ -1,0 +1,152 @@
+"""A prepared set and a checkpoint on disk, evaluated and continued: what `eval` and `generate` do."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from metrics_work import lone
+
+from data_pipeline.prepare import prepare
+from data_pipeline.tokenizer import load_tokenizer
+from data_pipeline.windows import Windows
+from distributed.build import build_model
+from distributed.checkpoint import Meta, save
+from distributed.engine_plain import PlainEngine
+from distributed.errors import RunError
+from distributed.evaluate import evaluate_run, held_out_loss
+from distributed.generate import generate_text
+from distributed.recipe import Recipe, check_recipe
+from distributed.run_folder import RunFolder, data_folder
+from distributed.trained import load_trained
+
+CPU = torch.device("cpu")
+
+
+def write_documents(folder: Path, words: str) -> None:
+    """Small documents that differ, so that none is dropped as a duplicate."""
+    folder.mkdir(parents=True)
+    for number in range(60):
+        lines = (f"{words} {number} {line} {number * line % 7}" for line in range(12))
+        (folder / f"{number}.txt").write_text("\n".join(lines))
+
+
+def recipe_for(folder: Path) -> Recipe:
+    sources = [{"name": name, "kind": "text", "path": str(folder / name)} for name in ("seas", "hills")]
+    return check_recipe(
+        {
+            "name": "small",
+            "model": {
+                "vocab_size": 300,
+                "d_model": 16,
+                "depth": {"group": 1, "repeats": 2},
+                "attention": {"kind": "switchhead", "n_heads": 2, "d_head": 8, "n_experts": 3},
+                "feed_forward": {"kind": "sigma_moe", "n_experts": 5, "d_expert": 8, "top_k": 2},
+            },
+            "data": {
+                "folder": str(folder / "set"),
+                "sources": sources,
+                "tokenizer": {"vocab_size": 300},
+                "seq_len": 32,
+                "held_out_fraction": 0.2,
+                "deduplicate": False,
+            },
+            "train": {"steps": 2, "global_batch": 4, "micro_batch": 2, "precision": "fp32"},
+        },
+        "test",
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run of two sources with checkpoints at steps 1 and 2, of different weights."""
+    pytest.importorskip("streaming")
+    folder = tmp_path_factory.mktemp("trained")
+    write_documents(folder / "seas", "the sea is wide and the ship is far")
+    write_documents(folder / "hills", "a hill stands over a valley of stones")
+    recipe = recipe_for(folder)
+    prepare(recipe.data, data_folder(recipe), workers=0)
+    made = RunFolder(folder / "small")
+    made.create(recipe)
+    for step in (1, 2):
+        engine = PlainEngine(build_model(recipe, lone()).init_parameters(step), recipe.train)
+        save(made.checkpoints, step, engine.fragments(), {}, Meta(applied_steps=step, tokens=0), lone())
+    return made
+
+
+def test_the_newest_checkpoint_is_taken_unless_told(run: RunFolder) -> None:
+    newest, first = load_trained(run), load_trained(run, step=1)
+    assert (newest.step, first.step) == (2, 1)
+    expected = build_model(run.recipe(), lone()).init_parameters(2).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in newest.model.state_dict().items())
+    assert not newest.model.training
+
+
+def test_figures_of_every_source_and_of_all(run: RunFolder) -> None:
+    result = evaluate_run(run)
+    assert (result["run"], result["step"], result["protocol"]) == ("small", 2, "tail")
+    sources, total = result["sources"], result["total"]
+    assert list(sources) == ["seas", "hills"]
+    for name in ("tokens", "windows", "bytes"):
+        assert total[name] == sum(figures[name] for figures in sources.values())
+    nats = sum(figures["total_nats"] for figures in sources.values())
+    assert total["nats"] == pytest.approx(nats / total["tokens"])
+    assert total["perplexity"] == pytest.approx(math.exp(total["nats"]))
+    assert total["bits_per_byte"] == pytest.approx(nats / math.log(2) / total["bytes"])
+
+
+def test_every_token_but_the_first_is_scored(run: RunFolder) -> None:
+    trained = load_trained(run)
+    windows = Windows(data_folder(trained.recipe), "held_out", "hills")
+    result = held_out_loss(trained.model, windows, 16, CPU)
+    assert result["tokens"] == sum(len(row) - 1 for row in windows.read_ragged(list(windows.ids)))
+    assert result["windows"] == len(windows)
+
+
+def test_the_batch_changes_no_figure(run: RunFolder) -> None:
+    one, many = evaluate_run(run, batch=1), evaluate_run(run, batch=64)
+    assert one["total"]["tokens"] == many["total"]["tokens"]
+    assert one["total"]["nats"] == pytest.approx(many["total"]["nats"], rel=1e-6)  # fp32 model: other shapes, other rounding
+
+
+def test_part_of_a_source_has_no_bits_per_byte(run: RunFolder) -> None:
+    result = evaluate_run(run, max_windows=2)
+    assert result["total"]["windows"] == 4
+    assert "bits_per_byte" not in result["total"]
+
+
+def test_the_same_seed_writes_the_same_text(run: RunFolder) -> None:
+    def text(seed: int) -> str:
+        return generate_text(run, "the sea", max_new=12, temperature=1.0, top_k=None, seed=seed)
+
+    assert text(1).startswith("the sea")
+    assert text(1) == text(1)
+    assert text(1) != text(2)
+
+
+def test_the_likeliest_text_is_that_of_the_model_without_a_cache(run: RunFolder) -> None:
+    trained = load_trained(run)
+    tokens = trained.tokenizer.encode("the sea")
+    with torch.no_grad():
+        for _ in range(6):
+            tokens.append(int(trained.model(torch.tensor([tokens])).logits[0, -1].argmax()))
+    expected = load_tokenizer(data_folder(trained.recipe)).decode(tokens)
+    assert generate_text(run, "the sea", max_new=6, temperature=0.0, top_k=None, seed=0) == expected
+
+
+def test_an_empty_prompt_starts_a_document(run: RunFolder) -> None:
+    assert generate_text(run, "", max_new=3, temperature=0.0, top_k=None, seed=0)
+
+
+def test_a_step_without_a_checkpoint(run: RunFolder) -> None:
+    with pytest.raises(RunError, match=r"no checkpoint of step 7 .* steps: 1, 2"):
+        load_trained(run, step=7)
+
+
+def test_a_run_without_checkpoints(tmp_path: Path, run: RunFolder) -> None:
+    young = RunFolder(tmp_path / "young")
+    young.create(run.recipe())
+    with pytest.raises(RunError, match="run 'young' has no checkpoint yet"):
+        load_trained(young)

@@ -1,0 +1,26 @@
+"""The pool of test workers: what a failing rank looks like, and that the pool goes on."""
+
+from __future__ import annotations
+
+import pytest
+from pool import Pool, WorkerError
+
+
+def test_ranks_see_their_launcher_variables(pool: Pool) -> None:
+    expected = [{"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"} for rank in range(2)]
+    assert pool.run(2, "topology_work:environment") == expected
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("raise", r"rank 1 raised:\n(.|\n)*ValueError: the reason"),
+        ("die", "rank 1 died with exit code 7"),
+        ("sleep", r"rank 1 gave no answer \(limit 5 s\)(.|\n)*topology_work.py(.|\n)* in fail\n"),
+    ],
+)
+def test_failing_rank_is_named_and_the_pool_goes_on(pool: Pool, how: str, message: str) -> None:
+    pool.run(2, "topology_work:environment")
+    with pytest.raises(WorkerError, match=message):
+        pool.run(2, "topology_work:fail", rank=1, how=how, timeout=60 if how != "sleep" else 5)
+    assert len(pool.run(2, "topology_work:environment")) == 2
