@@ -131,7 +131,8 @@ def _inputs(setting: Setting, topology: Topology) -> tuple[torch.Tensor, torch.T
 def _meet(topology: Topology) -> None:
     if topology.device.type == "cuda":
         torch.cuda.synchronize(topology.device)
-    dist.barrier(topology.world_group)
+    if topology.world > 1:
+        dist.barrier(topology.world_group)
 
 
 def _explain(setting: Setting, topology: Topology) -> str:

@@ -19,9 +19,10 @@ class MetricsTail:
     def read(self) -> list[dict[str, Any]]:
         """Figures of the intervals since the last call; a line cut in half waits for its rest."""
         inode, size = self._identity()
-        if inode != self.inode:  # replaced: its lines are of steps that were shown already
-            self.inode, self.offset = inode, size
-            return []
+        if inode != self.inode:
+            # A file that takes the place of another holds what was shown already; the first one of a run does not.
+            self.offset = size if self.inode else 0
+            self.inode = inode
         if size <= self.offset:
             return []
         with self.path.open("rb") as file:

@@ -25,6 +25,7 @@ _QUIET = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_TQDM": "0",
 }
+START_ATTEMPTS = 3
 OBJECT_STORE_BYTES = 256 * 2**20  # control messages and text batches only; tensors never pass through Ray
 
 
@@ -53,10 +54,21 @@ def _private(cpus: int | None, gpus: int | None) -> Iterator[None]:
     _sweep_sessions()
     folder = session_folder()
     try:
+        _start(folder, cpus or os.cpu_count() or 1, gpus)
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(folder: Path, cpus: int, gpus: int | None) -> None:
+    import ray
+
+    for attempt in range(START_ATTEMPTS):
         try:
             ray.init(
                 address="local",
-                num_cpus=cpus or os.cpu_count(),
+                num_cpus=cpus,
                 num_gpus=gpus,
                 include_dashboard=False,
                 log_to_driver=False,
@@ -65,12 +77,24 @@ def _private(cpus: int | None, gpus: int | None) -> Iterator[None]:
                 _node_ip_address=LOOPBACK,
                 _temp_dir=str(folder),
             )
-        except (OSError, RuntimeError) as fault:
-            raise ClusterError(f"a local Ray did not start: {_first_line(fault)}; ./launch.sh doctor looks for the cause") from fault
-        yield
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+            return
+        except Exception as fault:  # Ray raises a plain Exception when a busy machine does not start it in 30 s
+            _end_leftovers(folder)
+            if attempt + 1 == START_ATTEMPTS:
+                raise ClusterError(f"a local Ray did not start: {_first_line(fault)}; ./launch.sh doctor looks for the cause") from fault
+
+
+def _end_leftovers(folder: Path) -> None:
+    """Kill what a start that failed half-way left running below this process, which Ray no longer knows of."""
+    import psutil
+    import ray
+
+    ray.shutdown()
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if any(str(folder) in word for word in child.cmdline()):
+                child.kill()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from data_pipeline.lifeline import Lifeline
 from data_pipeline.windows import Windows
 
 MicroBatches = Callable[[int], list[list[int]]]
@@ -37,6 +38,7 @@ class StepLoader:
             prefetch_factor=prefetch if workers else None,
             multiprocessing_context=_fork_server() if workers else None,
             collate_fn=_unchanged,
+            worker_init_fn=_Start(Lifeline()) if workers else None,
         )
         self._steps = range(start_step, stop_step)
         self._iterator: Iterator[list[np.ndarray]] | None = None
@@ -87,6 +89,16 @@ class _Steps(Dataset[list[np.ndarray]]):
 
     def __getitem__(self, micro_batches: list[list[int]]) -> list[np.ndarray]:
         return [self._windows.read(ids) for ids in micro_batches]
+
+
+class _Start:
+    """What a worker does first."""
+
+    def __init__(self, lifeline: Lifeline) -> None:
+        self._lifeline = lifeline
+
+    def __call__(self, worker: int) -> None:
+        self._lifeline.hold()
 
 
 def _fork_server() -> Any:

@@ -39,7 +39,7 @@ class Routing:
 
 @dataclass
 class Plan:
-    """A dispatch with sizes: `token_R` is the token of each row sent, `slot_TJ` the rows that answer a token.
+    """A dispatch with sizes: `token_R` is the token of each row sent, `slot_JT` the rows that answer a token.
 
     An unused slot holds R, one past the last row. The lists have one entry a rank.
     """
@@ -47,7 +47,7 @@ class Plan:
     order_Q: Tensor
     code_Q: Tensor
     token_R: Tensor
-    slot_TJ: Tensor
+    slot_JT: Tensor
     sent_rows: list[int]
     sent_routes: list[int]
     received_rows: list[int]
@@ -67,9 +67,9 @@ def route(expert_TK: Tensor, bounds: Tensor) -> Routing:
     reached_MT = torch.zeros(size, n_tokens, dtype=torch.bool, device=expert_TK.device).scatter_(0, owner_TK.t(), True)
     place_MT = reached_MT.flatten().cumsum(0).view(size, n_tokens) - 1
     owner_Q, order_Q = torch.sort(owner_TK.flatten(), stable=True)
-    row_Q = place_MT[owner_Q, order_Q // top_k]
+    row_Q = place_MT.flatten().index_select(0, owner_Q * n_tokens + order_Q // top_k)
     first_Q = torch.diff(row_Q, prepend=row_Q.new_full((1,), -1))
-    local_Q = expert_TK.flatten()[order_Q] - bounds[owner_Q]
+    local_Q = expert_TK.flatten().index_select(0, order_Q) - bounds.index_select(0, owner_Q)
     routes_M = torch.zeros_like(bounds[:-1]).scatter_add_(0, owner_Q, torch.ones_like(owner_Q))
     counts_M2 = torch.stack([reached_MT.sum(1), routes_M], dim=1)
     return Routing(order_Q, row_Q, local_Q * 2 + first_Q, reached_MT, place_MT, counts_M2)
@@ -82,14 +82,14 @@ def complete(routing: Routing, sent: list[list[int]], received: list[list[int]])
     top_k = n_routes // n_tokens if n_tokens else 1
     # All routes of a row write the same token.
     token_R = routing.order_Q.new_zeros(n_rows).scatter_(0, routing.row_Q, routing.order_Q // top_k)
-    slot_TJ = torch.where(routing.reached_MT, routing.place_MT, n_rows).t()
-    if slot_TJ.shape[1] > top_k:
-        slot_TJ = slot_TJ.sort(dim=1).values[:, :top_k]
+    slot_JT = torch.where(routing.reached_MT, routing.place_MT, n_rows)
+    if slot_JT.shape[0] > top_k:
+        slot_JT = slot_JT.sort(dim=0).values[:top_k]
     return Plan(
         routing.order_Q,
         routing.code_Q,
         token_R,
-        slot_TJ.contiguous(),
+        slot_JT,
         [rows for rows, _ in sent],
         [routes for _, routes in sent],
         [rows for rows, _ in received],
@@ -97,14 +97,14 @@ def complete(routing: Routing, sent: list[list[int]], received: list[list[int]])
     )
 
 
-def sum_answers(rows_RD: Tensor, slot_TJ: Tensor) -> Tensor:
+def sum_answers(rows_RD: Tensor, slot_JT: Tensor) -> Tensor:
     """y_TD[t] = sum of the rows in t's slots, in rank order and in float32 at least; returned in the rows' type.
 
     Args:
         rows_RD: the R rows and one more, which is zero and stands for unused slots.
     """
-    wide = torch.promote_types(rows_RD.dtype, torch.float32)
-    y_TD = rows_RD[slot_TJ[:, 0]].to(wide)
-    for slot_T in slot_TJ.unbind(1)[1:]:
-        y_TD += rows_RD[slot_T]
+    first_T, *more = slot_JT
+    y_TD = rows_RD.index_select(0, first_T).to(torch.promote_types(rows_RD.dtype, torch.float32))
+    for slot_T in more:
+        y_TD += rows_RD.index_select(0, slot_T)
     return y_TD.to(rows_RD.dtype)

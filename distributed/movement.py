@@ -45,7 +45,7 @@ class Movement:
         """Send rows and routes; a route is its weight's bits beside its expert's code, eight bytes in float32."""
         plan = self.plan
         self._weight_shape = weight_TK.shape
-        weight_Q = weight_TK.flatten()[plan.order_Q]
+        weight_Q = weight_TK.flatten().index_select(0, plan.order_Q)
         bits_Q = weight_Q.view(torch.int32 if weight_Q.dtype == torch.float32 else torch.int64)
         self._outward("dispatch.routes", torch.stack([bits_Q, plan.code_Q.to(bits_Q.dtype)], dim=1), by_route=True)
         self._outward("dispatch.rows", x_TD.index_select(0, plan.token_R))
@@ -70,7 +70,7 @@ class Movement:
         if self._unsent_SD is not None:
             self._homeward("combine.rows", self._unsent_SD)
             self._unsent_SD = None
-        return sum_answers(self._arrived("combine.rows"), self.plan.slot_TJ)
+        return sum_answers(self._arrived("combine.rows"), self.plan.slot_JT)
 
     def start_combine_backward(self, dy_TD: Tensor) -> None:
         """A result's gradient is the token's, on each rank that answered."""
@@ -89,7 +89,7 @@ class Movement:
         """dx_TD, summed over the ranks a token went to, and dweight_TK."""
         sorted_Q = self._arrived("dispatch.weight_gradients")
         dweight_Q = torch.empty_like(sorted_Q).scatter_(0, self.plan.order_Q, sorted_Q)
-        dx_TD = sum_answers(self._arrived("dispatch.gradients"), self.plan.slot_TJ)
+        dx_TD = sum_answers(self._arrived("dispatch.gradients"), self.plan.slot_JT)
         return dx_TD, dweight_Q.view(self._weight_shape)
 
     def _outward(self, name: str, data: Tensor, by_route: bool = False) -> None:

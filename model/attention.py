@@ -5,11 +5,13 @@ Shape suffixes: B sequences, T tokens, D model width, H heads, d head width.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model.cache import VisitCache
 from model.initialise import Normal, Rules, TruncatedNormal
@@ -35,7 +37,9 @@ class QueryKeyAttention(nn.Module):
         key, value = rotate(self._heads(self.key(n_BTD)), where), value_BTHd.transpose(1, 2)
         if cache is not None:
             key, value = cache.extend(key, value)
-        attended_BHTd = F.scaled_dot_product_attention(query, key, value, attn_mask=where.mask, is_causal=where.causal)
+        # Flash and cuDNN kernels refuse a batch of zero sequences (pytorch issue 133780); plain operators take it.
+        with sdpa_kernel(SDPBackend.MATH) if n_BTD.shape[0] == 0 else nullcontext():
+            attended_BHTd = F.scaled_dot_product_attention(query, key, value, attn_mask=where.mask, is_causal=where.causal)
         return attended_BHTd.transpose(1, 2)
 
     def _heads(self, x_BTN: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ GLOBAL_BATCH, LENGTH, VOCABULARY = 12, 8, 50
 CONFIG = ModelConfig(
     vocab_size=VOCABULARY,
     d_model=16,
-    depth=DepthConfig(group=2, repeats=2),
+    depth=DepthConfig(group=1, repeats=2),
     attention=SwitchHeadConfig(n_heads=2, d_head=8, n_experts=3, top_k=2),
     feed_forward=SigmaMoEConfig(n_experts=155, d_expert=8, top_k=12),
 )
@@ -36,23 +36,24 @@ def tokens(ids: list[int], step: int) -> Tensor:
 
 
 def share_of_loss(model: Any, tokens_BT: Tensor, records: Any) -> tuple[Tensor, Any]:
-    """This micro-batch's part of the global loss."""
+    """This micro-batch's part of the global loss, and the choices it took."""
     output = model(tokens_BT[:, :-1], records=records)
-    logits_NV = output.logits.flatten(0, 1)
-    cross_entropy = F.cross_entropy(
-        logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)), tokens_BT[:, 1:].flatten(), reduction="sum"
-    )
+    cross_entropy = F.cross_entropy(output.logits.flatten(0, 1), tokens_BT[:, 1:].flatten(), reduction="sum")
     return cross_entropy / (GLOBAL_BATCH * LENGTH) + output.balance_B.sum() / GLOBAL_BATCH, output.records
 
 
-def train(choices: str, record: bool, steps: int, micro: int, expert_parallel: int = 1, **settings: Any) -> dict[str, Any]:
-    """Losses and gradient norms of `steps` steps and this rank's state; choices go to or come from folder `choices`."""
+def train(choices: str, record: bool, steps: int, accumulate: int, expert_parallel: int = 1, **settings: Any) -> dict[str, Any]:
+    """Losses and gradient norms of `steps` steps and this rank's state; choices go to or come from folder `choices`.
+
+    A step has `accumulate` micro-batches, and the exchange as many parts.
+    """
     topology = init_topology(expert_parallel, device="cpu", timeout_seconds=60)
-    exchange = TokenExchange(topology) if expert_parallel > 1 else None
+    exchange = TokenExchange(topology, parts=accumulate) if expert_parallel > 1 else None
     model = MoEUT(CONFIG, exchange).init_parameters(1)
     engine = build_engine(model, train_config(**settings), topology)
     folder = Path(choices)
     replay: Replay = ChoiceWriter(folder, topology.rank, topology.world) if record else ChoiceReader(folder, topology.device)
+    micro = -(-GLOBAL_BATCH // topology.world // accumulate)
     losses, norms = [], []
     for step in range(steps):
         total = 0.0

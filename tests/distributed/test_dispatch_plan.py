@@ -55,14 +55,14 @@ def test_answers_add_up_at_their_token(n_experts: int, size: int, top_k: int) ->
     rows_RD = torch.randn(len(plan.token_R) + 1, 3, dtype=torch.float64)
     rows_RD[-1] = 0
     expected_TD = torch.zeros(11, 3, dtype=torch.float64).index_add_(0, plan.token_R, rows_RD[:-1])
-    torch.testing.assert_close(sum_answers(rows_RD, plan.slot_TJ), expected_TD, rtol=1e-15, atol=1e-15)
-    assert plan.slot_TJ.shape[1] <= min(top_k, size)
+    torch.testing.assert_close(sum_answers(rows_RD, plan.slot_JT), expected_TD, rtol=1e-15, atol=1e-15)
+    assert plan.slot_JT.shape[0] <= min(top_k, size)
 
 
 def test_no_tokens() -> None:
     plan = plan_for(torch.zeros(0, 3, dtype=torch.int64), 7, 3)
     assert plan.sent_rows == plan.sent_routes == [0, 0, 0]
-    assert sum_answers(torch.zeros(1, 4), plan.slot_TJ).shape == (0, 4)
+    assert sum_answers(torch.zeros(1, 4), plan.slot_JT).shape == (0, 4)
 
 
 @pytest.mark.parametrize(("size", "top_k"), [(2, 12), (4, 12), (8, 16)])

@@ -11,8 +11,8 @@ import pytest
 from fragments import whole, worst
 from pool import Pool
 
-ADAMW = {"steps": 20, "lr": 1e-3, "clip": 0.25}
-SGD = {"steps": 5, "lr": 1e-1, "clip": 0.25, "optimizer": "sgd"}
+ADAMW = {"steps": 20, "lr": 1e-3, "clip": 0.25, "accumulate": 1}
+SGD = {"steps": 5, "lr": 1e-1, "clip": 0.25, "accumulate": 2, "optimizer": "sgd"}
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def alone(pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
     runs: dict[str, Any] = {}
     for name, settings in (("adamw", ADAMW), ("sgd", SGD)):
         folder = tmp_path_factory.mktemp(name)
-        runs[name] = pool.run(1, "layouts_work:train", choices=str(folder), record=True, micro=12, engine="plain", **settings)
+        runs[name] = pool.run(1, "layouts_work:train", choices=str(folder), record=True, engine="plain", **settings)
         runs[f"{name} choices"] = str(folder)
     assert min(runs["adamw"][0]["norms"] + runs["sgd"][0]["norms"]) > 0.25, "clipping is not active"
     return runs
@@ -35,7 +35,7 @@ def largest_difference(found: list[float], expected: list[float]) -> float:
 @pytest.mark.parametrize("zero_stage", [1, 2])
 @pytest.mark.parametrize(("world", "expert_parallel"), [(2, 1), (2, 2), (3, 3), (4, 2), (4, 4)])
 def test_any_layout_equals_one_process(pool: Pool, alone: dict[str, Any], world: int, expert_parallel: int, zero_stage: int) -> None:
-    layout = {"expert_parallel": expert_parallel, "zero_stage": zero_stage, "record": False, "micro": 2}
+    layout = {"expert_parallel": expert_parallel, "zero_stage": zero_stage, "record": False}
     adamw = pool.run(world, "layouts_work:train", choices=alone["adamw choices"], **layout, **ADAMW)
     losses = [sum(result["losses"][step] for result in adamw) for step in range(ADAMW["steps"])]
     assert largest_difference(losses, alone["adamw"][0]["losses"]) <= 1e-5

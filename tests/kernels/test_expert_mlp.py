@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
-from kernels import routes, spans
+from kernels import grouped_matmul, routes, spans
 from kernels.expert_mlp import expert_mlp, expert_mlp_reference
 
 
@@ -139,12 +139,14 @@ def test_each_gradient_alone(wanted):
     assert torch.equal(leaves[wanted].grad, expected)
 
 
-def test_bfloat16_gradients_over_many_micro_batches():
+@pytest.mark.parametrize("native", [False, True])
+def test_bfloat16_gradients_over_many_micro_batches(native, monkeypatch):
     """Gradients accumulated in float32 over 64 micro-batches stay within 5e-3 of float64, same routes and rounded inputs."""
+    monkeypatch.setattr(grouped_matmul, "_cpu_multiplies_bfloat16", lambda: native)
     totals = None
     for step in range(64):
-        row_Q, expert_Q = draw(step, "even", 240, 10, 20)
-        leaves = leaves_of(20, 20, 240, 10, 64, 32, torch.bfloat16)
+        row_Q, expert_Q = draw(step, "even", 120, 5, 20)
+        leaves = leaves_of(20, 20, 120, 5, 64, 32, torch.bfloat16)
         leaves[0] = normal(1000 + step, 20, 64, dtype=torch.bfloat16)
         found = with_gradients(bound(expert_mlp, row_Q, expert_Q), leaves)[3:]
         expected = with_gradients(bound(expert_mlp_reference, row_Q, expert_Q), [leaf.double() for leaf in leaves])[3:]
@@ -153,6 +155,16 @@ def test_bfloat16_gradients_over_many_micro_batches():
     for found, expected in totals:
         assert (found - expected).norm() / expected.norm() <= 5e-3
         assert relative_error(found, expected) <= 5e-3
+
+
+def test_bfloat16_sums_are_kept_in_float32(monkeypatch):
+    """A thousand ones, added one at a time: a sum kept in bfloat16 would stop at 256."""
+    monkeypatch.setattr(routes, "ROUTES_A_CHUNK", 1)
+    ones = torch.ones(1000, 1, 1, dtype=torch.bfloat16)
+    x_SD = torch.ones(1, 1, dtype=torch.bfloat16, requires_grad=True)
+    y_SD = expert_mlp(x_SD, torch.zeros(1000, dtype=torch.int64), torch.arange(1000), torch.ones(1000), ones, ones)
+    y_SD.backward(torch.ones_like(y_SD))
+    assert y_SD.item() == 1000 and x_SD.grad.item() == 1000
 
 
 def test_both_ways_are_spans():

@@ -91,3 +91,13 @@ def test_each_gradient_alone(wanted):
     y = operation(*leaves)
     y.backward(normal(99, *y.shape, dtype=y.dtype))
     assert torch.equal(leaves[wanted].grad, expected)
+
+
+def test_bfloat16_sums_are_kept_in_float32(monkeypatch):
+    """A thousand ones, added one at a time: a sum kept in bfloat16 would stop at 256."""
+    monkeypatch.setattr(routes, "ROUTES_A_CHUNK", 1)
+    row_Q = torch.zeros(1000, dtype=torch.int64)
+    x_RD = torch.ones(1, 1, dtype=torch.bfloat16, requires_grad=True)
+    y_OF = routed_linear(x_RD, torch.ones(1000, 1, 1, dtype=torch.bfloat16), row_Q, row_Q, torch.arange(1000), torch.ones(1000), 1)
+    y_OF.backward(torch.ones_like(y_OF))
+    assert y_OF.item() == 1000 and x_RD.grad.item() == 1000

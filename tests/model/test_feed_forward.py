@@ -46,7 +46,10 @@ def test_expert_dropout_masks_choices_in_training_only() -> None:
     kept: dict[str, torch.Tensor] = {}
     dropped: dict[str, torch.Tensor] = {}
     layer.train()(x_BTD, x_BTD, dropped)
+    again: dict[str, torch.Tensor] = {}
+    layer.train()(x_BTD, x_BTD, again)
     layer.eval()(x_BTD, x_BTD, kept)
     plain = (x_BTD[0] @ layer.router.weight.T).topk(3).indices
     assert torch.equal(kept["feed_forward"].sort().values, plain.sort().values)
     assert not torch.equal(dropped["feed_forward"].sort().values, plain.sort().values)
+    assert not torch.equal(dropped["feed_forward"], again["feed_forward"])

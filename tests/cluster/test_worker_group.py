@@ -1,0 +1,95 @@
+"""A real Ray and real rank processes: results and deaths."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import ClusterError
+from cluster.rank_process import rank_log
+from cluster.ray_session import ray_session
+from cluster.worker_group import GroupPlan, WorkerGroup
+from distributed.run_folder import RunFolder
+
+HERE = Path(__file__).resolve().parent
+PLAN = GroupPlan(workers=2, cpus_per_worker=1.0, timeout_seconds=60.0)
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[None]:
+    """A private Ray whose workers can import group_target."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{HERE.parents[1]}{os.pathsep}{HERE}")
+        with ray_session(cpus=2, gpus=0):
+            yield
+
+
+def finish(run: RunFolder, target: str, *arguments: str) -> list:
+    group = WorkerGroup(PLAN, run)
+    try:
+        group.start(("--target", f"group_target:{target}", *arguments))
+        return group.wait()
+    finally:
+        group.kill()
+
+
+@pytest.mark.usefixtures("ray")
+def test_ranks_meet_and_give_their_results(make_run: Callable[..., RunFolder]) -> None:
+    run = make_run("a")
+    outcomes = finish(run, "all_reduce", "--resume", "--branch-from", "b@3")
+    assert [outcome.result for outcome in outcomes] == ["finished", "finished"], outcomes
+    for rank in range(2):
+        facts = json.loads((run.path / f"facts-{rank}.json").read_text())
+        assert facts["sum"] == 3.0 and facts["resume"] is True and facts["branch_from"] == "b@3"
+        assert (facts["RANK"], facts["LOCAL_RANK"]) == (str(rank), str(rank))
+        assert (facts["WORLD_SIZE"], facts["LOCAL_WORLD_SIZE"], facts["OMP_NUM_THREADS"]) == ("2", "2", "1")
+        assert facts["MASTER_ADDR"] == "127.0.0.1" and facts["NCCL_SOCKET_IFNAME"] == "=" + facts["GLOO_SOCKET_IFNAME"]
+        assert f"rank {rank} says hello" in rank_log(run, rank).read_text()
+
+
+@pytest.mark.usefixtures("ray")
+def test_a_dead_rank_ends_the_group(make_run: Callable[..., RunFolder]) -> None:
+    run = make_run("a")
+    outcomes = finish(run, "one_dies")
+    assert [(outcome.rank, outcome.code, outcome.result) for outcome in outcomes] == [(1, -signal.SIGKILL, None)]
+    assert "the last words of rank 1" in rank_log(run, 1).read_text()
+    assert not lives(int((run.path / "pid-0").read_text())), "rank 0 would have waited on"
+
+
+@pytest.mark.usefixtures("ray")
+def test_a_users_mistake_comes_back_in_words(make_run: Callable[..., RunFolder]) -> None:
+    failed = finish(make_run("a"), "user_error")[0]
+    assert (failed.code, failed.error) == (2, "train.steps is wrong; mend it")
+
+
+@pytest.mark.usefixtures("ray")
+def test_a_group_that_does_not_fit(make_run: Callable[..., RunFolder]) -> None:
+    group = WorkerGroup(GroupPlan(workers=3, cpus_per_worker=1.0, timeout_seconds=0.5), make_run("a"))
+    try:
+        with pytest.raises(ClusterError, match=r"could not place 3 x .*CPU.* of 2 CPU, 0 GPU; lower cluster.workers"):
+            group.start(())
+    finally:
+        group.kill()
+
+
+@pytest.mark.usefixtures("ray")
+def test_a_folder_that_a_node_does_not_see(tmp_path: Path) -> None:
+    group = WorkerGroup(PLAN, RunFolder(tmp_path / "elsewhere"))
+    try:
+        with pytest.raises(ClusterError, match=r"elsewhere is not visible on .*MOOTRON_HOME"):
+            group.start(())
+    finally:
+        group.kill()
+
+
+def lives(process: int) -> bool:
+    """Whether the process exists and is not a zombie."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
