@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from distributed.collectives import Group, all_to_all
 from distributed.dispatch_plan import Plan, complete, owner_bounds, route
@@ -65,11 +66,14 @@ class TokenExchange:
             weight_TK = weight_TK.to(torch.promote_types(weight_TK.dtype, torch.float32))
             movement = Movement(record["plan"], self.group, self.rank, self.traffic, recomputed)
             # With it every rank's backward runs the same collectives, also where no input asks for a gradient.
-            anchor = x_TD.new_empty(0).requires_grad_()
+            anchor = x_TD.new_empty(0).requires_grad_(torch.is_grad_enabled())
             return Dispatched(movement, _StartDispatch.apply(x_TD, weight_TK, anchor, movement))
 
-    def combine(self, y_SD: Tensor, dispatched: Dispatched) -> Combined:
-        """Send results home, of any width; `wait()` gives y_TD, summed over the ranks in float32 at least."""
+    def combine(self, y_SD: Tensor, dispatched: Any) -> Combined:
+        """Send the results of what `dispatch` returned home, of any width; `wait()` gives y_TD, summed over the ranks.
+
+        The sum is taken in float32 at least and returned in the type of `y_SD`.
+        """
         if dispatched.ticket.requires_grad and not y_SD.requires_grad:
             raise ValueError("the experts returned a result without a gradient; its backward would leave the other ranks waiting")
         with span("dispatch"):
@@ -126,6 +130,7 @@ class _StartDispatch(torch.autograd.Function):
         return x_TD.new_empty(0)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, ticket: Tensor) -> tuple[Tensor | None, ...]:
         with span("dispatch"):
             return (*ctx.movement.finish_dispatch_backward(), None, None)
@@ -140,6 +145,7 @@ class _AwaitDispatch(torch.autograd.Function):
         return x_SD, row_Q, expert_Q, weight_Q
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dx_SD: Tensor, _row: None, _expert: None, dweight_Q: Tensor) -> tuple[Tensor | None, ...]:
         with span("dispatch"):
             ctx.movement.start_dispatch_backward(dx_SD, dweight_Q)
@@ -154,6 +160,7 @@ class _StartCombine(torch.autograd.Function):
         return y_SD.new_empty(0)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, ticket: Tensor) -> tuple[Tensor | None, ...]:
         with span("dispatch"):
             return ctx.movement.finish_combine_backward(), None
@@ -166,6 +173,7 @@ class _AwaitCombine(torch.autograd.Function):
         return movement.finish_combine()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dy_TD: Tensor) -> tuple[Tensor | None, ...]:
         with span("dispatch"):
             ctx.movement.start_combine_backward(dy_TD)

@@ -61,7 +61,7 @@ class Movement:
     def start_combine(self, y_SD: Tensor) -> None:
         """Send every row's result back to the rank that the row came from."""
         if self.recomputed:
-            self._unsent_SD = y_SD
+            self._unsent_SD = y_SD.detach()  # with its graph it would hold itself: a leak a visit
         else:
             self._homeward("combine.rows", y_SD)
 

@@ -15,7 +15,7 @@ from cluster.run_status import status_of
 from distributed.run_folder import RunFolder
 
 HERE = Path(__file__).resolve().parent
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 240.0
 
 LAUNCH = """
 import sys

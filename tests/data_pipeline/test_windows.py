@@ -65,3 +65,16 @@ def test_a_damaged_shard_is_named_when_it_is_read(two_sources: tuple[DataConfig,
     shard.unlink()
     with pytest.raises(DataError, match=r"shard .*big/train/shard.00000.mds is missing"):
         Windows(tmp_path / "set", "train").read([0])
+
+
+def test_windows_that_changed_places_are_found(two_sources: tuple[DataConfig, Path], tmp_path: Path) -> None:
+    shutil.copytree(two_sources[1], tmp_path / "set")
+    shard = tmp_path / "set" / "big" / "train" / "shard.00000.mds"
+    data = bytearray(shard.read_bytes())
+    first, second, third = np.frombuffer(data[4:16], np.uint32).tolist()
+    data[first:third] = data[second:third] + data[first:second]
+    shard.write_bytes(bytes(data))
+    windows = Windows(tmp_path / "set", "train")
+    with pytest.raises(DataError, match="window 0 is not in its place"):
+        windows.read([0])
+    assert windows.read([2]).shape == (1, 33)

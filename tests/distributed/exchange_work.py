@@ -5,6 +5,7 @@ Shape suffixes: T tokens, K experts a token chose, D model width, E experts, F e
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from distributed.collectives import recorded_order
 from distributed.exchange import TokenExchange
+from distributed.movement import Movement
 from distributed.topology import init_topology
 from kernels.expert_mlp import expert_mlp
 from model.exchange import Exchange, ExpertWork, LocalExchange, run_experts
@@ -24,7 +26,10 @@ D_MODEL, D_EXPERT = 12, 5
 
 @dataclass(frozen=True)
 class Case:
-    """`tokens` has an entry a rank; `chosen` sends every token to that one expert in place of its router's choice."""
+    """`tokens` has an entry a rank; `chosen` sends every token to that one expert in place of its router's choice.
+
+    On the ranks `frozen` neither the tokens nor the router ask for a gradient.
+    """
 
     n_experts: int
     top_k: int
@@ -34,7 +39,7 @@ class Case:
     recompute: bool = False
     early_stop: bool = True
     chosen: int | None = None
-    input_gradient: bool = True
+    frozen: tuple[int, ...] = ()
     dtype: torch.dtype = torch.float64
 
 
@@ -77,13 +82,16 @@ def visit(
     return x_TD + run_experts(exchange, bank, x_TD, record["choice"], weight_TK, case.n_experts, record.setdefault("exchange", {}))
 
 
-def run_visits(case: Case, exchange: Exchange, rows: slice, note: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+def run_visits(
+    case: Case, exchange: Exchange, rows: slice, note: Callable[[str], None] = lambda _: None, frozen: bool = False
+) -> dict[str, Any]:
     """Output and every gradient of the loss sum(y * target) over the tokens `rows`, experts as the exchange owns them."""
     drawn = draw(case)
     owned = exchange.owned(case.n_experts)
     mine = {"router": drawn["router"], "up": drawn["up"][owned.start : owned.stop], "down": drawn["down"][owned.start : owned.stop]}
     weights = {name: tensor.clone().requires_grad_() for name, tensor in mine.items()}
-    x_TD = drawn["x"][rows].clone().requires_grad_(case.input_gradient)
+    weights["router"].requires_grad_(not frozen)
+    x_TD = drawn["x"][rows].clone().requires_grad_(not frozen)
     y_TD = x_TD
     for _ in range(case.visits):
         if case.recompute:
@@ -102,8 +110,10 @@ def partitioned(case: Case) -> dict[str, Any]:
     exchange = TokenExchange(topology, case.parts)
     first = sum(case.tokens[: topology.rank])
     with recorded_order() as order:
-        results = run_visits(case, exchange, slice(first, first + case.tokens[topology.rank]), order.append)
-    return {**results, "order": order, "sent": exchange.traffic.sent, "copies": exchange.traffic.one_copy_an_expert}
+        rows = slice(first, first + case.tokens[topology.rank])
+        results = run_visits(case, exchange, rows, order.append, topology.rank in case.frozen)
+    left = sum(isinstance(thing, Movement) for thing in gc.get_objects())
+    return {**results, "order": order, "left": left, "sent": exchange.traffic.sent, "copies": exchange.traffic.one_copy_an_expert}
 
 
 def whole(case: Case) -> dict[str, Tensor]:

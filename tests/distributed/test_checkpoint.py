@@ -28,7 +28,7 @@ STATES = ("master", "exp_avg", "exp_avg_sq")
 def logical(path: Path) -> dict[tuple[str, str], Tensor]:
     """Every global tensor of a checkpoint, by state and name."""
     reader = Reader(path)
-    tensors = {}
+    tensors: dict[tuple[str, str], Tensor] = {}
     for name, shape in reader.manifest.shapes().items():
         box = Box.whole(shape)
         views = {state: torch.full((torch.Size(shape).numel(),), torch.nan) for state in STATES}
@@ -80,7 +80,11 @@ def test_through_five_layouts(pool: Pool, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("world", "expert_parallel", "zero_stage"), [(1, 1, 1), (2, 2, 2)])
 def test_resume_is_exact(pool: Pool, tmp_path: Path, world: int, expert_parallel: int, zero_stage: int) -> None:
-    layout = {"expert_parallel": expert_parallel, "zero_stage": zero_stage, "engine": "plain" if world == 1 else "deepspeed"}
+    layout: dict[str, Any] = {
+        "expert_parallel": expert_parallel,
+        "zero_stage": zero_stage,
+        "engine": "plain" if world == 1 else "deepspeed",
+    }
     straight = pool.run(world, "checkpoint_work:resume_and_train", folder=None, first=0, last=5, **layout)
     pool.run(world, "checkpoint_work:train_and_save", folder=str(tmp_path), steps=3, **layout)
     resumed = pool.run(world, "checkpoint_work:resume_and_train", folder=str(tmp_path), first=3, last=5, **layout)

@@ -43,7 +43,7 @@ def test_layouts_agree_with_one_process(pool: Pool, world: int, expert_parallel:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 1e-6)])
 def test_plain_and_deepspeed_agree(pool: Pool, dtype: str, tolerance: float) -> None:
-    arguments = {"steps": 10, "micro": 4, "dtype": dtype}
+    arguments: dict[str, Any] = {"steps": 10, "micro": 4, "dtype": dtype}
     plain = pool.run(1, "engine_work:run", engine="plain", **arguments)
     for zero_stage in (1, 2):
         deep = pool.run(1, "engine_work:run", engine="deepspeed", zero_stage=zero_stage, **arguments)
@@ -72,7 +72,7 @@ def test_bf16_gradient_over_64_micro_batches(pool: Pool, world: int, zero_stage:
 @pytest.mark.parametrize(("world", "dtype", "zero_stage"), [(1, "float32", 1), (2, "float32", 1), (2, "bfloat16", 2)])
 def test_gradient_that_is_not_finite_is_skipped(pool: Pool, world: int, dtype: str, zero_stage: int) -> None:
     engine = "plain" if world == 1 else "deepspeed"
-    arguments = {"dtype": dtype, "zero_stage": zero_stage, "engine": engine, "micro": 3}
+    arguments: dict[str, Any] = {"dtype": dtype, "zero_stage": zero_stage, "engine": engine, "micro": 3}
     before = pool.run(world, "engine_work:run", steps=2, **arguments)
     after = pool.run(world, "engine_work:run", steps=3, poison=2, **arguments)
     beyond = pool.run(world, "engine_work:run", steps=4, poison=2, **arguments)

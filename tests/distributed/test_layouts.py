@@ -11,8 +11,8 @@ import pytest
 from fragments import whole, worst
 from pool import Pool
 
-ADAMW = {"steps": 20, "lr": 1e-3, "clip": 0.25, "accumulate": 1}
-SGD = {"steps": 5, "lr": 1e-1, "clip": 0.25, "accumulate": 2, "optimizer": "sgd"}
+ADAMW: dict[str, Any] = {"steps": 20, "lr": 1e-3, "clip": 0.25, "accumulate": 1}
+SGD: dict[str, Any] = {"steps": 5, "lr": 1e-1, "clip": 0.25, "accumulate": 2, "optimizer": "sgd"}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def largest_difference(found: list[float], expected: list[float]) -> float:
 @pytest.mark.parametrize("zero_stage", [1, 2])
 @pytest.mark.parametrize(("world", "expert_parallel"), [(2, 1), (2, 2), (3, 3), (4, 2), (4, 4)])
 def test_any_layout_equals_one_process(pool: Pool, alone: dict[str, Any], world: int, expert_parallel: int, zero_stage: int) -> None:
-    layout = {"expert_parallel": expert_parallel, "zero_stage": zero_stage, "record": False}
+    layout: dict[str, Any] = {"expert_parallel": expert_parallel, "zero_stage": zero_stage, "record": False}
     adamw = pool.run(world, "layouts_work:train", choices=alone["adamw choices"], **layout, **ADAMW)
     losses = [sum(result["losses"][step] for result in adamw) for step in range(ADAMW["steps"])]
     assert largest_difference(losses, alone["adamw"][0]["losses"]) <= 1e-5

@@ -1,0 +1,59 @@
+"""A run from real shards to checkpoints: stopping and resuming changes no bit, the world changes no sample.
+
+The checkpoint digests cover masters, moments and random states; metrics and sample ids cover the rest.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pool import Pool
+from small_run import recipe_values, write_corpus
+from trainer_work import losses
+
+from distributed.checkpoint import checkpoint_path, read_manifest
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("home")
+    write_corpus(folder)
+    return folder
+
+
+def state(home: Path, name: str, step: int) -> dict[str, Any]:
+    """What must be equal: every file's digest, the counters and the data state of a checkpoint."""
+    manifest = read_manifest(checkpoint_path(home / "runs" / name / "checkpoints", step))
+    files = {file: record.sha256 for file, record in manifest.files.items()}
+    return {"files": files, "step": manifest.step, "tokens": manifest.meta.tokens, "applied": manifest.meta.applied_steps, "data": manifest.meta.data}
+
+
+def run(pool: Pool, home: Path, values: dict[str, Any], stop: int | None, resume: bool = False) -> list[str]:
+    outcomes: list[str] = pool.run(2, "trainer_work:run", home=str(home), values=values, stop=stop, resume=resume, timeout=280)
+    return outcomes
+
+
+def test_stopped_and_resumed_twice_across_an_epoch_the_bits_are_equal(home: Path, pool: Pool) -> None:
+    undisturbed = recipe_values(home) | {"name": "undisturbed"}
+    stopped = recipe_values(home) | {"name": "stopped"}
+    assert run(pool, home, undisturbed, None) == ["finished"] * 2
+    assert run(pool, home, stopped, 3) == ["stopped"] * 2
+    assert run(pool, home, stopped, 10, resume=True) == ["stopped"] * 2
+    assert run(pool, home, stopped, None, resume=True) == ["finished"] * 2
+    assert state(home, "stopped", 12) == state(home, "undisturbed", 12)
+    assert losses(str(home), "stopped") == losses(str(home), "undisturbed")
+
+
+def test_step_to_sample_ids_is_the_same_in_worlds_one_to_four(home: Path, pool: Pool) -> None:
+    expected: dict[int, list[int]] = {}
+    for world in (1, 2, 3, 4):
+        values = recipe_values(home, uneven_batch=True, steps=8) | {"name": f"world{world}", "expert_parallel": {"size": 1}}
+        seen = pool.run(world, "trainer_work:ids_of_steps", home=str(home), values=values, timeout=280)
+        ids = {step: [sample for rank in seen for at, micro in rank if at == step for sample in micro] for step in range(8)}
+        assert all(len(samples) == len(set(samples)) == 8 for samples in ids.values())
+        expected = expected or ids
+        assert ids == expected
+    first_epoch = [sample for step in range(4) for sample in expected[step]]
+    assert len(set(first_epoch)) == len(first_epoch)

@@ -1,0 +1,65 @@
+"""Rank functions of test_trainer.py."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distributed import trainer
+from distributed.recipe import check_recipe
+from distributed.run_folder import RunFolder
+
+
+def run(home: str, values: dict[str, Any], stop: int | None, resume: bool) -> str:
+    """Train to the end, or until asked to stop after step `stop`."""
+    os.environ["MOOTRON_HOME"] = home
+    recipe = check_recipe(values, "test")
+    folder = RunFolder.named(recipe.name)
+    if not resume:
+        folder.create(recipe)
+    asked = trainer.Trainer._asked_to_stop
+
+    def asks_at(self: trainer.Trainer) -> bool:
+        # The request itself is the real one: a file that rank 0 sees and all ranks agree on.
+        if self.topology.rank == 0 and self.step == stop:
+            self.run.stop_path.touch()
+        return asked(self)
+
+    trainer.Trainer._asked_to_stop = asks_at  # type: ignore[method-assign]
+    try:
+        return trainer.train(recipe, folder, resume)
+    finally:
+        trainer.Trainer._asked_to_stop = asked  # type: ignore[method-assign]
+
+
+def ids_of_steps(home: str, values: dict[str, Any]) -> list[tuple[int, list[int]]]:
+    """Train and note which samples this rank's forwards saw at every step."""
+    os.environ["MOOTRON_HOME"] = home
+    recipe = check_recipe(values, "test")
+    folder = RunFolder.named(recipe.name)
+    folder.create(recipe)
+    seen: list[tuple[int, list[int]]] = []
+    forward = trainer.Trainer._forward
+
+    def noting(self: trainer.Trainer, step: int, ids: list[int], tokens_BT: torch.Tensor) -> Any:
+        expected = torch.from_numpy(self.windows.read(ids)) if ids else tokens_BT
+        assert torch.equal(tokens_BT, expected), f"step {step} ran other tokens than its ids say"
+        seen.append((step, list(ids)))
+        return forward(self, step, ids, tokens_BT)
+
+    trainer.Trainer._forward = noting  # type: ignore[method-assign]
+    try:
+        trainer.train(recipe, folder)
+    finally:
+        trainer.Trainer._forward = forward  # type: ignore[method-assign]
+    return seen
+
+
+def losses(home: str, name: str) -> dict[int, float]:
+    """Logged training losses of a run, by step."""
+    lines = (Path(home) / "runs" / name / "metrics.jsonl").read_text().splitlines()
+    return {line["step"]: line["loss"] for line in map(json.loads, lines) if "loss" in line}
