@@ -32,7 +32,7 @@ def prepare_corpus(recipe: Recipe, console: Console) -> Manifest:
     from data_pipeline.prepare import prepare
 
     folder = data_folder(recipe)
-    console.print(f"preparing {', '.join(source.name for source in recipe.data.sources)} into {folder}", highlight=False)
+    console.print(f"preparing {', '.join(source.name for source in recipe.data.sources)} into {folder}", highlight=False, soft_wrap=True)
     with ray_session(recipe.cluster.address), _Stages(console) as stages:
         return prepare(recipe.data, folder, stages.advance)
 

@@ -121,7 +121,9 @@ def conclude(run: RunFolder, code: int, console: Console) -> int:
         show_summary(run, console)
         return DONE
     if code == RESUME_ME:
-        console.print(f"run {run.name} stopped after step {state.get('step', 0)}; go on with: ./launch.sh resume {run.name}")
+        console.print(
+            f"run {run.name} stopped after step {state.get('step', 0)}; go on with: ./launch.sh resume {run.name}", soft_wrap=True
+        )
         return RESUME_ME
     if code == USER_ERROR:
         raise RunError(state.get("reason", f"the run could not start; see {run.logs / 'driver.log'}"))
@@ -143,7 +145,7 @@ def show_summary(run: RunFolder, console: Console) -> None:
     try:
         print_summary(run, console)
     except USER_ERRORS as fault:
-        console.print(f"run {run.name} finished; no summary: {fault}")
+        console.print(f"run {run.name} finished; no summary: {fault}", soft_wrap=True)
 
 
 def _position(run: RunFolder) -> dict[str, Any]:

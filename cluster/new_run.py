@@ -143,4 +143,5 @@ def announce(recipe: Recipe, plan: GroupPlan, run: RunFolder, console: Console) 
         f"run [bold]{run.name}[/]: {recipe.train.steps:,} steps, {plan.workers} workers {on}, "
         f"expert parallelism {recipe.expert_parallel.size}; folder {run.path}",
         highlight=False,
+        soft_wrap=True,
     )

@@ -95,6 +95,8 @@ class RankProcess:
         environment = {**os.environ, **task.environment, "PYTHONPATH": _prepend(code_root, os.environ.get("PYTHONPATH"))}
         self.run.logs.mkdir(parents=True, exist_ok=True)
         with rank_log(self.run, task.rank).open("ab") as log:
+            log.write(f"--- rank {task.rank} starts, {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
+            log.flush()
             # A session of its own: a terminal's Ctrl-C is the launcher's to handle, and the group can be killed as one.
             self.process = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(writer,), start_new_session=True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from distributed.exchange import TokenExchange
@@ -23,15 +25,17 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
 def _computes_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    read_capabilities = getattr(torch.cpu, "get_capabilities", dict)  # absent before torch 2.12
-    return any(read_capabilities().get(name, False) for name in ("amx_bf16", "avx512_bf16"))
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # absent before torch 2.12
+    return any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
 
 
 def build_exchange(recipe: Recipe, topology: Topology) -> Exchange:
     """Where the feed-forward experts live: all here, or spread over the expert-parallel group."""
     if topology.expert_parallel == 1:
         return LocalExchange()
-    return TokenExchange(topology, parts=2 if recipe.expert_parallel.overlap else 1)
+    overlap = recipe.expert_parallel.overlap
+    in_two = topology.device.type != "cpu" if overlap == "auto" else overlap == "on"
+    return TokenExchange(topology, parts=2 if in_two else 1)
 
 
 def build_model(recipe: Recipe, topology: Topology) -> MoEUT:

@@ -61,7 +61,8 @@ def train(recipe: Recipe, run: RunFolder, resume: bool = False, branch_from: str
     Raises:
         RunError, DataError, ModelError: something the user can mend.
     """
-    topology = init_topology(recipe.expert_parallel.size, timeout_seconds=recipe.cluster.timeout_seconds)
+    use_deepspeed = False if recipe.train.engine == "plain" else None
+    topology = init_topology(recipe.expert_parallel.size, timeout_seconds=recipe.cluster.timeout_seconds, use_deepspeed=use_deepspeed)
     failed = True
     try:
         check_world(recipe, topology.world)
@@ -87,7 +88,8 @@ class Trainer:
         proportions = {source.name: source.proportion for source in recipe.data.sources}
         self.order = SampleOrder(self.windows.counts, proportions, recipe.train.global_batch, recipe.data.seed)
         self.document_end = self.windows.end_of_document if recipe.data.document_mask else None
-        torch.use_deterministic_algorithms(recipe.train.deterministic)
+        if recipe.train.deterministic:  # also the call with False loads torch's compiler, seconds in every worker
+            torch.use_deterministic_algorithms(True)
         self.model = build_model(recipe, topology)
         self.engine = build_engine(self.model, recipe.train, topology)
         self.persistence = Persistence(recipe, run, topology, self.engine, self.model.boxes(), self.manifest.digest)

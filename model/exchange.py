@@ -62,7 +62,7 @@ class Exchange(Protocol):
         """
         ...
 
-    def combine(self, y_SD: Tensor, dispatched: Handle) -> Handle:
+    def combine(self, y_SD: Tensor, dispatched: Any) -> Handle:
         """Send the results of `dispatched`'s rows home; `wait()` gives y_TD, summed over the ranks.
 
         A result may have another width than the row it answers (SwitchHead's value bank: D in, H*d_head out).
@@ -84,7 +84,7 @@ class LocalExchange:
         row_Q = torch.arange(n_tokens, device=x_TD.device).repeat_interleave(top_k)
         return _Here(ExpertWork(x_TD, row_Q, expert_TK.flatten(), weight_TK.flatten()))
 
-    def combine(self, y_SD: Tensor, dispatched: Handle) -> _Here:
+    def combine(self, y_SD: Tensor, dispatched: Any) -> _Here:
         return _Here(y_SD)
 
 

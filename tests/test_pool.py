@@ -12,15 +12,15 @@ def test_ranks_see_their_launcher_variables(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "message"),
+    ("world", "how", "seconds", "message"),
     [
-        ("raise", r"rank 1 raised:\n(.|\n)*ValueError: the reason"),
-        ("die", "rank 1 died with exit code 7"),
-        ("sleep", r"rank 1 gave no answer \(limit 5 s\)(.|\n)*topology_work.py(.|\n)* in fail\n"),
+        (2, "raise", 60, r"rank 1 raised:\n(.|\n)*ValueError: the reason"),
+        (2, "die", 60, "rank 1 died with exit code 7"),
+        (1, "sleep", 2, r"rank 0 gave no answer \(limit 2 s\)(.|\n)*topology_work.py(.|\n)* in fail\n"),
     ],
 )
-def test_failing_rank_is_named_and_the_pool_goes_on(pool: Pool, how: str, message: str) -> None:
-    pool.run(2, "topology_work:environment")
+def test_failing_rank_is_named_and_the_pool_goes_on(pool: Pool, world: int, how: str, seconds: float, message: str) -> None:
+    pool.run(world, "topology_work:environment")
     with pytest.raises(WorkerError, match=message):
-        pool.run(2, "topology_work:fail", rank=1, how=how, timeout=60 if how != "sleep" else 5)
-    assert len(pool.run(2, "topology_work:environment")) == 2
+        pool.run(world, "topology_work:fail", rank=world - 1, how=how, timeout=seconds)
+    assert len(pool.run(world, "topology_work:environment")) == world

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,5 +31,22 @@ def run(args: argparse.Namespace) -> int:
     console = Console()
     with console.status("evaluating"):
         figures = evaluate_run(folder, step=args.step, batch=args.batch)
-    console.print_json(data=figures)
+    console.print(f"run {figures['run']} at step {figures['step']}, held-out", highlight=False)
+    console.print(_table(figures))
     return 0
+
+
+def _table(figures: dict[str, Any]) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("source")
+    for name in ("nats a token", "perplexity", "bits a byte", "tokens", "windows"):
+        table.add_column(name, justify="right")
+    rows = dict(figures["sources"])
+    if len(rows) > 1:
+        rows["all"] = figures["total"]
+    for source, row in rows.items():
+        bits = f"{row['bits_per_byte']:.4f}" if row.get("bits_per_byte") is not None else "-"
+        table.add_row(source, f"{row['nats']:.4f}", f"{row['perplexity']:.2f}", bits, f"{row['tokens']:,}", f"{row['windows']:,}")
+    return table

@@ -21,5 +21,5 @@ def run(args: argparse.Namespace) -> int:
     console = Console()
     recipe = read_recipe(args.words)
     ensure_corpus(recipe, console)
-    console.print(f"{data_folder(recipe)} is whole and fits the recipe", highlight=False)
+    console.print(f"{data_folder(recipe)} is whole and fits the recipe", highlight=False, soft_wrap=True)
     return 0

@@ -23,11 +23,11 @@ def run(args: argparse.Namespace) -> int:
     console = Console()
     folders = [RunFolder.existing(name) for name in args.names] or all_runs()
     if not folders:
-        console.print(f"no runs in {runs_root()} yet; ./launch.sh train starts one", highlight=False)
+        console.print(f"no runs in {runs_root()} yet; ./launch.sh train starts one", highlight=False, soft_wrap=True)
         return 0
     rows = [status_of(folder) for folder in folders]
     console.print(status_table(rows))
     for row in rows:
         if row.state == "failed" and row.reason:
-            console.print(f"\n{row.name}: {row.reason}", highlight=False, markup=False)
+            console.print(f"\n{row.name}: {row.reason}", highlight=False, markup=False, soft_wrap=True)
     return 0

@@ -68,7 +68,7 @@ def run(
     return {"reports": reports, "weights": weights, "state": state(engine), "applied": engine.applied_steps, "boxes": model.boxes()}
 
 
-def accumulated_gradient(zero_stage: int, engine: str, n_micro: int = 64) -> dict[str, Tensor]:
+def accumulated_gradient(zero_stage: int, engine: str, n_micro: int = 64) -> dict[str, tuple[int, Tensor]]:
     """The gradient that bf16 parameters get over many micro-batches, per rank's share of them, read from one plain SGD step."""
     built, topology, _ = start(1, "bfloat16", zero_stage=zero_stage, engine=engine, optimizer="sgd", clip=None, weight_decay=0.0)
     before = {fragment["name"]: (fragment["start"], fragment["master"]) for fragment in state(built)}

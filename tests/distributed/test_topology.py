@@ -63,9 +63,7 @@ def test_one_process_without_a_launcher_needs_no_group(launcher: pytest.MonkeyPa
         ({"WORLD_SIZE": "2"}, 1, "RANK and MASTER_ADDR and MASTER_PORT must be set"),
     ],
 )
-def test_wrong_environment_is_named(
-    launcher: pytest.MonkeyPatch, variables: dict[str, str], expert_parallel: int, message: str
-) -> None:
+def test_wrong_environment_is_named(launcher: pytest.MonkeyPatch, variables: dict[str, str], expert_parallel: int, message: str) -> None:
     for name, value in variables.items():
         launcher.setenv(name, value)
     with pytest.raises(RunError, match=message):
