@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import yaml
@@ -14,9 +15,12 @@ import yaml
 from cluster.errors import ClusterError
 from cluster.local_cluster import dashboard_address
 from cluster.recipes import CODE_ROOT
+from cluster.run_lock import is_held
 from distributed.recipe import Recipe
-from distributed.run_folder import project_root
+from distributed.run_folder import RunFolder, project_root
 
+START_SECONDS = 60.0
+LOG_LINES = 12
 ROOMS = ("kernels", "model", "data_pipeline", "distributed", "cluster", "benchmarks", "configs")
 RECIPE_FILE = "recipe.yaml"
 
@@ -29,7 +33,7 @@ def submit_job(recipe: Recipe, branch_from: str | None, address: str) -> str:
     """
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger("ray").setLevel(logging.WARNING)
+    logging.disable(logging.INFO)  # Ray tells of every package it sends
     words = entrypoint(recipe.name, branch_from, sys.executable if address == dashboard_address() else "python")
     with tempfile.TemporaryDirectory(prefix="mootron-submit-") as staging:
         stage(Path(staging), recipe)
@@ -43,6 +47,30 @@ def submit_job(recipe: Recipe, branch_from: str | None, address: str) -> str:
         except (ConnectionError, RuntimeError, ValueError) as fault:
             raise ClusterError(f"the Ray cluster at {address} did not take the run: {fault}; --address is that of its dashboard") from None
     return job
+
+
+def await_start(job: str, recipe: Recipe, address: str, patience_seconds: float = START_SECONDS) -> str:
+    """Wait until the job's run has begun: "at work", "finished" already, or "waiting" (for resources, or for its data).
+
+    Raises:
+        ClusterError: the job ended before its run began; the message carries the job's last words.
+    """
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
+    client = JobSubmissionClient(address)
+    run = RunFolder.named(recipe.name)
+    deadline = time.monotonic() + patience_seconds
+    while time.monotonic() < deadline:
+        if is_held(run) and run.recipe_path.exists():
+            return "at work"
+        status = client.get_job_status(job)
+        if status.is_terminal() and status != JobStatus.SUCCEEDED:
+            words = "\n".join(client.get_job_logs(job).strip().splitlines()[-LOG_LINES:])
+            raise ClusterError(f"job {job} ended before its run began; its last words:\n{words}")
+        if status.is_terminal():
+            return "finished"
+        time.sleep(0.5)
+    return "waiting"
 
 
 def entrypoint(name: str, branch_from: str | None, python: str) -> list[str]:

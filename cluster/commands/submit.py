@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check the recipe here, then send it."""
-    from cluster.jobs import submit_job
+    from cluster.jobs import await_start, submit_job
     from cluster.local_cluster import end_cluster, ensure_cluster
     from cluster.new_run import NewRun
 
@@ -34,7 +34,8 @@ def run(args: argparse.Namespace) -> int:
     address = args.address or ensure_cluster()
     address = address if "://" in address else f"http://{address}"
     job = submit_job(recipe, args.branch_from, address)
-    print(f"run {recipe.name} is job {job} at {address}")
+    print(f"run {recipe.name} is job {job} at {address}", flush=True)
+    print(f"  {await_start(job, recipe, address)}; its own words: ray job logs --address {address} {job}")
     print(f"  ./launch.sh status {recipe.name}    ./launch.sh logs -f {recipe.name}    ./launch.sh stop {recipe.name}")
     return 0
 

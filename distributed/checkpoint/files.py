@@ -16,7 +16,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> FileRecord:
     """Write `tensors` (on the host, contiguous) to `path` by way of a temporary name; they are on disk on return."""
     temporary = path.with_name(f".{path.name}")
     save_file(tensors, temporary)
-    _flush(temporary)
+    flush(temporary)
     record = record_of(temporary)
     os.replace(temporary, path)
     return record
@@ -26,9 +26,9 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` by way of a temporary name, then flush file and folder: the rename is the commit."""
     temporary = path.with_name(f".{path.name}")
     temporary.write_text(text)
-    _flush(temporary)
+    flush(temporary)
     os.replace(temporary, path)
-    _flush(path.parent)
+    flush(path.parent)
 
 
 def record_of(path: Path) -> FileRecord:
@@ -54,7 +54,8 @@ def verify_files(path: Path, manifest: Manifest, rank: int = 0, world: int = 1) 
             raise DamagedError(f"{file}: its digest does not match")
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Force a file, or the entries of a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from distributed import collectives
-from distributed.checkpoint.files import write_tensors, write_text
+from distributed.checkpoint.files import flush, write_tensors, write_text
 from distributed.checkpoint.folder import checkpoint_path, is_committed
 from distributed.checkpoint.manifest import MANIFEST, FileRecord, Manifest, Meta, Piece, Record, manifest_text, rank_file
 from distributed.errors import RunError
@@ -102,6 +102,7 @@ def _commit(path: Path, step: int, meta: Meta, topology: Topology) -> None:
     for stale in path.iterdir():  # what an interrupted attempt, perhaps in a larger world, left here
         if stale.name not in manifest.files:
             stale.unlink()
+    flush(path.parent)
     write_text(path / MANIFEST, manifest_text(manifest))
 
 

@@ -22,7 +22,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def recipe() -> Recipe:
-    return load_recipe(CODE_ROOT / "configs" / "quickstart.yaml")
+    """The quickstart with the numbers that these tests speak of."""
+    return load_recipe(CODE_ROOT / "configs" / "quickstart.yaml", ["train.steps=200", "train.global_batch=16", "expert_parallel.size=2"])
 
 
 @pytest.fixture

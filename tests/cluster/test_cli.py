@@ -60,7 +60,7 @@ MISTAKES = [
     (["train", "train.steps=many"], "train.steps"),
     (["train", "expert_parallel.size=3"], "expert_parallel.size is 3, which does not divide 2 workers; choose one of [1, 2]"),
     (["train", "train.global_batch=15"], "choose 14 or 16"),
-    (["train", "model.feed_forward.top_k=64"], "choose top_k <= 63"),
+    (["train", "model.feed_forward.top_k=9999"], "top_k is 9999 but there are"),
     (["train", "--name", "../x"], "name"),
     (["train", "cluster.workers=4", "cluster.nodes=3"], "cluster.nodes=3"),
     (["train", "cluster.address=ray://host:1"], "ray://host:1"),
