@@ -269,12 +269,11 @@ def check_world(recipe: Recipe, workers: int) -> None:
         fits = [n for n in range(1, workers + 1) if workers % n == 0]
         raise RunError(f"expert_parallel.size is {size}, which does not divide {workers} workers; choose one of {fits}")
     if size > 1 and not isinstance(recipe.model.feed_forward, SigmaMoEConfig):
-        raise RunError(
-            f"expert_parallel.size is {size} but model.feed_forward.kind is '{recipe.model.feed_forward.kind}', which has no experts; set it to 1"
-        )
+        kind = recipe.model.feed_forward.kind
+        raise RunError(f"expert_parallel.size is {size} but model.feed_forward.kind is '{kind}', which has no experts; set it to 1")
     batch = recipe.train.global_batch
     if batch < workers:
-        raise RunError(f"train.global_batch is {batch}, fewer than one sequence for each of {workers} workers; raise it to {workers} or more")
+        raise RunError(f"train.global_batch is {batch}, fewer than one sequence a worker; raise it to {workers} or more")
     if batch % workers and not recipe.train.uneven_batch:
         below, above = batch // workers * workers, -(-batch // workers) * workers
         raise RunError(

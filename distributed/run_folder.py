@@ -1,14 +1,14 @@
 """The folder of a run: the only thing that trainer, command line and a later resume share.
 
-    runs/<name>/recipe.yaml          the resolved recipe, as it was started
-    runs/<name>/state.json           state, step, loss, tokens/s: written by rank 0, read by `status`
-    runs/<name>/metrics.jsonl        one line of figures a logging interval
-    runs/<name>/summary.json         what the end of the run says
-    runs/<name>/checkpoints/         step-00000100/ ...
-    runs/<name>/tensorboard/         event files
-    runs/<name>/logs/                driver.log, rank-00000.log ...
-    runs/<name>/choices/             recorded expert choices (router.replay)
-    runs/<name>/stop                 a request: stop at the end of this step, after a checkpoint
+runs/<name>/recipe.yaml          the resolved recipe, as it was started
+runs/<name>/state.json           state, step, loss, tokens/s: written by rank 0, read by `status`
+runs/<name>/metrics.jsonl        one line of figures a logging interval
+runs/<name>/summary.json         what the end of the run says
+runs/<name>/checkpoints/         step-00000100/ ...
+runs/<name>/tensorboard/         event files
+runs/<name>/logs/                driver.log, rank-00000.log ...
+runs/<name>/choices/             recorded expert choices (router.replay)
+runs/<name>/stop                 a request: stop at the end of this step, after a checkpoint
 """
 
 from __future__ import annotations

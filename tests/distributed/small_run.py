@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.prepare import prepare
-from distributed.recipe import Recipe, check_recipe
-from distributed.run_folder import data_folder
+from distributed.recipe import check_recipe
 
-WORDS = "expert token router visit layer group repeat gate head value output query key bank shard rank step loss".split()
+WORDS = ["expert", "token", "router", "visit", "layer", "group", "repeat", "gate", "head", "value", "output", "query", "key", "bank"]
 
 
 def recipe_values(home: Path, **train: Any) -> dict[str, Any]:
@@ -50,8 +49,4 @@ def write_corpus(home: Path) -> None:
         place.mkdir(parents=True)
         (place / "text.txt").write_text(" ".join(draw.choices(WORDS, k=120)) + "\n")
     recipe = check_recipe(recipe_values(home), "small")
-    prepare(recipe.data, _prepared(recipe, home), workers=0)
-
-
-def _prepared(recipe: Recipe, home: Path) -> Path:
-    return home / recipe.data.folder if not Path(recipe.data.folder).is_absolute() else data_folder(recipe)
+    prepare(recipe.data, home / recipe.data.folder, workers=0)

@@ -27,7 +27,7 @@ def state(home: Path, name: str, step: int) -> dict[str, Any]:
     """What must be equal: every file's digest, the counters and the data state of a checkpoint."""
     manifest = read_manifest(checkpoint_path(home / "runs" / name / "checkpoints", step))
     files = {file: record.sha256 for file, record in manifest.files.items()}
-    return {"files": files, "step": manifest.step, "tokens": manifest.meta.tokens, "applied": manifest.meta.applied_steps, "data": manifest.meta.data}
+    return {"files": files, "step": manifest.step, **manifest.meta.model_dump(include={"tokens", "applied_steps", "data", "metrics"})}
 
 
 def run(pool: Pool, home: Path, values: dict[str, Any], stop: int | None, resume: bool = False) -> list[str]:
