@@ -19,6 +19,7 @@ from pathlib import Path
 
 from cluster.errors import ClusterError
 from cluster.network import LOOPBACK, free_port, port_is_free
+from cluster.ray_session import LAPTOP_SWITCH
 from cluster.sizing import WORKERS_WITHOUT_GPU
 from distributed.run_folder import write_atomically
 
@@ -66,7 +67,7 @@ def ensure_cluster() -> str:
     command += ["--node-ip-address", LOOPBACK, "--port", str(free_port()), "--temp-dir", str(folder)]
     command += ["--dashboard-host", LOOPBACK, "--dashboard-port", str(DASHBOARD_PORT)]
     command += ["--num-cpus", str(max(os.cpu_count() or 1, WORKERS_WITHOUT_GPU))]
-    environment = {**os.environ, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # loopback: see ray_session
+    environment = {**os.environ, LAPTOP_SWITCH: "0"}  # loopback: see ray_session
     with (folder / "start.log").open("wb") as log:
         head = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
     (folder / "pid").write_text(str(head.pid))

@@ -25,6 +25,7 @@ _QUIET = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_TQDM": "0",
 }
+LAPTOP_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 START_ATTEMPTS = 3
 OBJECT_STORE_BYTES = 256 * 2**20  # control messages and text batches only; tensors never pass through Ray
 
@@ -47,18 +48,33 @@ def ray_session(address: str | None = None, cpus: int | None = None, gpus: int |
 
 @contextlib.contextmanager
 def _private(cpus: int | None, gpus: int | None) -> Iterator[None]:
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
     _sweep_sessions()
     folder = session_folder()
+    with _loopback_only():
+        try:
+            _start(folder, cpus or os.cpu_count() or 1, gpus)
+            yield
+        finally:
+            ray.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _loopback_only() -> Iterator[None]:
+    """Ray's laptop switch: for the processes it starts, and for this one, which read it when it first imported Ray."""
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[LAPTOP_SWITCH] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
     try:
-        _start(folder, cpus or os.cpu_count() or 1, gpus)
         yield
     finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+        os.environ.pop(LAPTOP_SWITCH, None)
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _start(folder: Path, cpus: int, gpus: int | None) -> None:

@@ -9,7 +9,7 @@ import time
 
 from distributed.errors import RunError
 from distributed.recipe import Recipe
-from distributed.run_folder import RunFolder
+from distributed.run_folder import RunFolder, write_atomically
 
 SHOWN = (
     "RANK",
@@ -42,9 +42,11 @@ def all_reduce(recipe: Recipe, run: RunFolder, resume: bool, branch_from: str | 
 
 
 def one_dies(recipe: Recipe, run: RunFolder, resume: bool, branch_from: str | None) -> str:
-    """Rank 1 is killed; rank 0 would wait for a long time."""
-    (run.path / f"pid-{os.environ['RANK']}").write_text(str(os.getpid()))
+    """Rank 1 is killed once rank 0 is at work; rank 0 would wait for a long time."""
     if os.environ["RANK"] == "1":
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while not (run.path / "pid-0").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
         print("the last words of rank 1", flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     return until_stopped(recipe, run, resume, branch_from)
@@ -58,7 +60,7 @@ def user_error(recipe: Recipe, run: RunFolder, resume: bool, branch_from: str | 
 def until_stopped(recipe: Recipe, run: RunFolder, resume: bool, branch_from: str | None) -> str:
     """Write figures until asked to stop."""
     rank = int(os.environ["RANK"])
-    (run.path / f"pid-{rank}").write_text(str(os.getpid()))
+    write_atomically(run.path / f"pid-{rank}", str(os.getpid()))
     deadline = time.monotonic() + DEADLINE_SECONDS
     step = 0
     while not run.stop_path.exists() and time.monotonic() < deadline:

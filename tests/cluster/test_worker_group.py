@@ -9,10 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from launching import at_work, lives, start_launcher, wait_for
 
 from cluster.errors import ClusterError
 from cluster.rank_process import rank_log
 from cluster.ray_session import ray_session
+from cluster.run_lock import is_held
+from cluster.run_status import status_of
 from cluster.worker_group import GroupPlan, WorkerGroup
 from distributed.run_folder import RunFolder
 
@@ -87,9 +90,17 @@ def test_a_folder_that_a_node_does_not_see(tmp_path: Path) -> None:
         group.kill()
 
 
-def lives(process: int) -> bool:
-    """Whether the process exists and is not a zombie."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+@pytest.mark.usefixtures("ray")
+def test_a_killed_launcher_leaves_nothing(make_run: Callable[..., RunFolder]) -> None:
+    import ray
+
+    run = make_run("a")
+    launcher = start_launcher(run, ray.get_runtime_context().gcs_address)
+    wait_for(lambda: at_work(run))
+    ranks = [int((run.path / f"pid-{rank}").read_text()) for rank in range(2)]
+    assert all(lives(rank) for rank in ranks) and status_of(run).state == "running"
+    launcher.kill()
+    launcher.communicate()
+    wait_for(lambda: not any(lives(rank) for rank in ranks))
+    wait_for(lambda: not is_held(run))
+    assert status_of(run).state in ("failed", "lost")

@@ -60,7 +60,7 @@ def test_unreadable_recipes_are_named(tmp_path: Path) -> None:
     ("overrides", "workers", "told"),
     [
         (["expert_parallel.size=2"], 3, "expert_parallel.size is 2, which does not divide 3 workers"),
-        (["expert_parallel.size=1"], 3, "train.global_batch is 16, which 3 workers cannot share equally; choose 15 or 18"),
+        (["expert_parallel.size=1"], 3, "train.global_batch is 8, which 3 workers cannot share equally; choose 6 or 9"),
         (["expert_parallel.size=1", "train.global_batch=2"], 3, "fewer than one sequence a worker"),
         (["expert_parallel.size=2", "model.feed_forward={kind: dense, d_ff: 8}"], 2, "has no experts"),
     ],

@@ -36,9 +36,11 @@ def run(home: str, values: dict[str, Any], stop: int | None, resume: bool) -> st
         trainer.Trainer._asked_to_stop = asked  # type: ignore[method-assign]
 
 
-def ids_of_steps(home: str, values: dict[str, Any]) -> list[tuple[int, list[int]]]:
-    """Train and note which samples this rank's forwards saw at every step."""
+def ids_of_steps(home: str, values: dict[str, Any], hosts: list[int]) -> list[tuple[int, list[int]]]:
+    """Train as the rank of a host among `hosts` (ranks of each); the samples this rank's forwards saw at every step."""
     os.environ["MOOTRON_HOME"] = home
+    place = [(local, size) for size in hosts for local in range(size)][int(os.environ["RANK"])]
+    os.environ["LOCAL_RANK"], os.environ["LOCAL_WORLD_SIZE"] = map(str, place)
     recipe = check_recipe(values, "test")
     folder = RunFolder.named(recipe.name)
     folder.create(recipe)
