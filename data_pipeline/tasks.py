@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -81,6 +82,9 @@ def runner(workers: int | None, here: bool) -> Iterator[Runner]:
     if workers == 0:
         yield InProcess()
         return
+    if "ray" not in sys.modules:  # a Ray of our own stays on loopback, with a token of its own; Ray reads both when imported
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
         import ray
     except ImportError:

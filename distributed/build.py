@@ -34,7 +34,7 @@ def build_exchange(recipe: Recipe, topology: Topology) -> Exchange:
     if topology.expert_parallel == 1:
         return LocalExchange()
     overlap = recipe.expert_parallel.overlap
-    in_two = topology.device.type != "cpu" if overlap == "auto" else overlap == "on"
+    in_two = topology.device.type != "cpu" if overlap is None else overlap
     return TokenExchange(topology, parts=2 if in_two else 1)
 
 

@@ -57,12 +57,12 @@ class ExpertParallelConfig(Strict):
     """Expert partitioning: `size` ranks share one set of experts; `size` divides the number of workers.
 
     `attention` partitions SwitchHead's experts too. `overlap` cuts a batch in two halves, so that one travels while the
-    experts work on the other; `auto` does so on accelerators only, since on a CPU the same cores do both.
+    experts work on the other; `null` does so on accelerators only, since on a CPU the same cores do both.
     """
 
     size: int = Field(default=1, ge=1)
     attention: bool = False
-    overlap: Literal["auto", "on", "off"] = "auto"
+    overlap: bool | None = None
     move: Literal["tokens"] = "tokens"
 
 

@@ -140,6 +140,11 @@ class RunFolder:
             raise ValueError(f"state '{state}' is not one of {STATES}")
         write_atomically(self.path / "state.json", json.dumps({"state": state, "time": time.time(), **figures}))
 
+    def change_state(self, state: str, **figures: Any) -> None:
+        """Write another state and keep the figures of the last one."""
+        kept = {name: value for name, value in self.read_state().items() if name not in ("state", "time")}
+        self.write_state(state, **{**kept, **figures})
+
     def read_state(self) -> dict[str, Any]:
         """The last state written; `{"state": "starting"}` before the first."""
         try:

@@ -70,7 +70,7 @@ def train(recipe: Recipe, run: RunFolder, resume: bool = False, branch_from: str
         failed = False
         return outcome
     except Exception as fault:
-        run.write_state("failed", rank=topology.rank, error=f"{type(fault).__name__}: {fault}")
+        run.change_state("failed", rank=topology.rank, error=f"{type(fault).__name__}: {fault}")
         raise
     finally:
         close_topology(topology, failed=failed)
@@ -239,8 +239,7 @@ class Trainer:
                 checkpoint=self.persistence.newest,
                 parameters=stored_parameters(self.recipe.model),
             )
-            figures = {name: value for name, value in self.run.read_state().items() if name not in ("state", "time")}
-            self.run.write_state(summary["state"], **figures)
+            self.run.change_state(summary["state"])
             self.run.stop_path.unlink(missing_ok=True)
         collectives.barrier("end", self.topology)
 
