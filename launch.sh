@@ -101,5 +101,8 @@ else
   python=$venv/bin/python
 fi
 
+# Packages are installed uncompiled, which halves the set-up; their bytecode is kept when each is first imported.
+unset PYTHONDONTWRITEBYTECODE
+
 # -P keeps the folder the user stands in out of Python's path; the project's own is first on it.
 PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} exec "$python" -P -m cluster "$@"

@@ -14,8 +14,10 @@ from distributed.run_folder import RunFolder
 HERE = Path(__file__).resolve().parent
 PATIENCE_SECONDS = 240.0
 
+# A shell's background job has SIGINT ignored and its children inherit that; a terminal's program has not.
 LAUNCH = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 from rich.console import Console
 from cluster.launcher import Start, launch

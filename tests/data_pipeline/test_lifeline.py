@@ -19,7 +19,8 @@ def work(lifeline, started):
 if __name__ == "__main__":
     context = multiprocessing.get_context("forkserver")
     started = context.Event()
-    context.Process(target=work, args=(Lifeline(), started), daemon=True).start()
+    lifeline = Lifeline()  # kept: a start forgets its arguments, and with the last reference the line is cut
+    context.Process(target=work, args=(lifeline, started), daemon=True).start()
     started.wait()
     os.kill(os.getpid(), 9)
 """
