@@ -7,10 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pool import Pool
+
+# A busy machine is not a fault of the code.
+settings.register_profile("mootron", deadline=None)
+settings.load_profile("mootron")
 
 
 @pytest.fixture(scope="session")
