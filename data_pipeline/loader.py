@@ -104,7 +104,7 @@ class _Start:
 def _fork_server() -> Any:
     """The context whose server imports what every worker needs once, instead of each worker by itself."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["data_pipeline.loader", "streaming"])
+    context.set_forkserver_preload(["data_pipeline.loader"])
     return context
 
 

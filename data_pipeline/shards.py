@@ -19,6 +19,7 @@ import numpy as np
 from data_pipeline.errors import DataError
 from data_pipeline.files import link_or_copy, write_text
 from data_pipeline.manifest import Split
+from data_pipeline.streaming_parts import streaming_part
 from data_pipeline.tokens import load_tokens
 
 INDEX = "index.json"
@@ -51,14 +52,13 @@ def write_shard(parts: list[tuple[Path, int]], split: Split, seq_len: int, first
 
     `parts` are the token files the stream consists of, with the position of each one's first token.
     """
-    from streaming import MDSWriter
-
+    writer_class = streaming_part("base.format", "MDSWriter")
     tokens = _stretch(parts, split, first * seq_len, last * seq_len + 1)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     columns = {"id": "int", "tokens": f"ndarray:{tokens.dtype.name}"}
     try:
         # Token ids from 0 to first * seq_len are not in `tokens`.
-        with MDSWriter(out=str(temporary / "mds"), columns=columns, hashes=["sha256"], size_limit=None) as writer:
+        with writer_class(out=str(temporary / "mds"), columns=columns, hashes=["sha256"], size_limit=None) as writer:
             for window in range(first, last):
                 start = (window - first) * seq_len
                 writer.write({"id": window, "tokens": tokens[start : start + seq_len + 1]})
@@ -100,13 +100,13 @@ def open_shards(folder: Path) -> list[ShardReader]:
         DataError: there is no index, or it is damaged.
     """
     try:
-        from streaming.base.stream import Stream
-        from streaming.base.world import World
+        stream_class, world_class = streaming_part("base.stream", "Stream"), streaming_part("base.world", "World")
     except ImportError:
         return list(_plain_readers(folder))
     try:
         # A world of one, stated: streaming would take it from RANK and WORLD_SIZE.
-        return list(Stream(local=str(folder)).get_shards(World(1, 1, 1, 0), allow_unsafe_types=False))
+        world = world_class(1, 1, 1, 0)
+        return list(stream_class(local=str(folder)).get_shards(world, allow_unsafe_types=False))
     except (RuntimeError, ValueError, KeyError, TypeError) as fault:
         raise DataError(f"shard index {folder / INDEX} is missing or damaged: {fault}; prepare the set again") from None
 

@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ["kernels", "model", "data_pipeline", "distributed", "cluster", "benchmarks"]
 
@@ -23,7 +21,6 @@ def test_ruff() -> None:
     assert not complaints, complaints
 
 
-@pytest.mark.slow
 def test_mypy() -> None:
     complaints = outcome("mypy", *ROOMS)
     assert not complaints, complaints

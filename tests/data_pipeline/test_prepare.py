@@ -140,6 +140,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[DataConfig, P
     return config, root / "set"
 
 
+@pytest.mark.ray
 def test_ray_tasks_give_equal_bytes(tmp_path: Path, undisturbed: tuple[DataConfig, Path]) -> None:
     ray = pytest.importorskip("ray", reason="ray is not installed")
     config, whole = undisturbed

@@ -108,6 +108,8 @@ def test_hugging_face_reads_a_local_data_set_and_says_what_fails(tmp_path: Path,
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     pytest.importorskip("datasets", reason="datasets is not installed")
+    for switch in ("huggingface_hub.constants.HF_HUB_OFFLINE", "datasets.config.HF_HUB_OFFLINE"):
+        monkeypatch.setattr(switch, True)  # read from the environment when first imported, which may be long ago
     (tmp_path / "set").mkdir()
     texts = [f"text {number}" for number in range(20)]
     (tmp_path / "set" / "train.jsonl").write_bytes(jsonl(texts))

@@ -51,6 +51,7 @@ def test_step_to_sample_ids_is_the_same_in_any_world_and_on_any_hosts(home: Path
     for hosts in ([1], [2], [2, 1], [3, 1]):  # ranks of each host
         world = sum(hosts)
         values = recipe_values(home, uneven_batch=True, steps=8) | {"name": f"world{world}", "expert_parallel": {"size": 1}}
+        values["data"]["loader_workers"] = 0  # read ahead in the test above
         seen = pool.run(world, "trainer_work:ids_of_steps", home=str(home), values=values, hosts=hosts, timeout=280)
         ids = {step: [sample for rank in seen for at, micro in rank if at == step for sample in micro] for step in range(8)}
         assert all(len(samples) == len(set(samples)) == 8 for samples in ids.values())
