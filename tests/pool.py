@@ -4,8 +4,8 @@
 
 runs `compare(experts=7)` of `tests/distributed/exchange_work.py` in four processes whose RANK, WORLD_SIZE,
 LOCAL_RANK, LOCAL_WORLD_SIZE and MASTER_* are set as a launcher would, and returns the four results in rank order.
-Starting a process costs seconds (torch is imported), a call costs milliseconds. The pool holds the store at which
-the ranks of a call meet, so that no port is chosen before it is bound.
+A call costs milliseconds. Starting a process would cost ten seconds of imports: a fork server pays them once for all.
+The pool holds the store at which the ranks of a call meet, so that no port is chosen before it is bound.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ MAX_WORLD = 4
 GRACE_SECONDS = 20.0
 
 
+IMPORTED_ONCE = ["deepspeed.runtime.engine", "torch._dynamo", "torch.utils.tensorboard", "distributed.trainer", "pool_worker"]
+
+
 class WorkerError(AssertionError):
     """A rank raised, died or hung; the message holds its traceback or the end of its log."""
 
@@ -40,7 +43,7 @@ class Pool:
     """Worker processes for ranks 0..MAX_WORLD-1: started when first needed, replaced after they died or hung."""
 
     def __init__(self) -> None:
-        self._context = multiprocessing.get_context("spawn")
+        self._context = _context()
         self._folder = Path(tempfile.mkdtemp(prefix="mootron-pool-"))
         self._workers: dict[int, tuple[BaseProcess, Connection]] = {}
         self._store: TCPStore | None = None
@@ -148,6 +151,15 @@ class Pool:
         while time.monotonic() < deadline and self._log(rank).stat().st_size == before:
             time.sleep(0.05)
         return f"rank {rank} gave no answer (limit {timeout:g} s); the end of its log:\n{self._tail(rank)}"
+
+
+def _context() -> Any:
+    """A fork server that has imported what ranks need; with an accelerator, new processes, for its driver bears no fork."""
+    if Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED_ONCE)
+    return context
 
 
 def _environment(rank: int, world: int, port: int) -> dict[str, str]:

@@ -57,15 +57,30 @@ def test_a_missing_index_is_an_error(tmp_path: Path) -> None:
         open_shards(tmp_path)
 
 
-def test_shards_need_no_transformers_and_streaming_stays_whole(tmp_path: Path) -> None:
+def test_parts_of_streaming_need_no_transformers() -> None:
     code = (
-        "import sys; from pathlib import Path; import numpy as np; from data_pipeline.files import write_arrays\n"
-        "from data_pipeline.shards import merge_shards, open_shards, write_shard\n"
-        "folder = Path(sys.argv[1]); tokens = np.arange(9, dtype=np.uint16)\n"
-        "write_arrays(folder / 'part.npz', train=tokens, held_out=tokens[:0])\n"
-        "write_shard([(folder / 'part.npz', 0)], 'train', 4, 0, 2, folder / 'one'); merge_shards([folder / 'one'], folder / 'all')\n"
-        "(reader,) = open_shards(folder / 'all'); assert reader.samples == 2\n"
+        "import sys; from data_pipeline.streaming_parts import streaming_part\n"
+        "assert streaming_part('base.stream', 'Stream') and streaming_part('base.format', 'MDSWriter')\n"
         "assert 'transformers' not in sys.modules\n"
-        "import streaming; assert streaming.StreamingDataset and streaming.base.util.clean_stale_shared_memory\n"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env={**os.environ, "PYTHONPATH": str(CODE_ROOT)})
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(CODE_ROOT)})
+
+
+def test_a_package_entered_for_its_parts_is_whole_when_asked(tmp_path: Path) -> None:
+    for module, text in {
+        "__init__": "from streaming.base import Set",
+        "base/__init__": "from streaming.base.heavy import Set",
+        "base/heavy": "Set = 1",
+        "base/part": "Part = 2",
+    }.items():
+        (tmp_path / "streaming" / "base").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "streaming" / f"{module}.py").write_text(text + "\n")
+    code = (
+        "import sys; from data_pipeline.streaming_parts import streaming_part\n"
+        "assert streaming_part('base.part', 'Part') == 2 and 'streaming.base.heavy' not in sys.modules\n"
+        "import streaming; assert not hasattr(streaming, '__wrapped__') and 'streaming.base.heavy' not in sys.modules\n"
+        "assert streaming.Set == 1 and streaming.base.part.Part == 2 and 'streaming.base.heavy' in sys.modules\n"
+        "assert not hasattr(streaming, 'nothing')\n"
+    )
+    path = os.pathsep.join([str(tmp_path), str(CODE_ROOT)])
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": path})
