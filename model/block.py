@@ -14,6 +14,7 @@ from model.cache import VisitCache
 from model.config import ModelConfig, SigmaMoEConfig, SwitchHeadConfig
 from model.exchange import Exchange
 from model.feed_forward import DenseFeedForward, SigmaMoE
+from model.norm import LayerNorm
 from model.rotary import Positions
 from model.router import Record
 from model.switchhead import SwitchHead
@@ -24,7 +25,8 @@ class Block(nn.Module):
 
     peri: only what feeds a sigmoid or a softmax (queries, keys, routers) reads the normalised stream; values and the
     feed-forward read it raw, so that f(c x) = c f(x) (arXiv 2405.16039, section 2.4). pre: everything reads the
-    normalised stream. post: the stream itself is normalised after each addition.
+    normalised stream. post: the stream itself is normalised after each addition. The stream is at least float32;
+    what is read from it has the weights' type.
     """
 
     def __init__(self, config: ModelConfig, exchange: Exchange, attention_exchange: Exchange, recompute_experts: bool) -> None:
@@ -32,8 +34,8 @@ class Block(nn.Module):
         self.norm, self.dropout = config.norm, config.dropout
         self.attention = build_attention(config, attention_exchange)
         self.feed_forward = build_feed_forward(config, exchange, recompute_experts)
-        self.attention_norm = nn.LayerNorm(config.d_model)
-        self.feed_forward_norm = nn.LayerNorm(config.d_model)
+        self.attention_norm = LayerNorm(config.d_model)
+        self.feed_forward_norm = LayerNorm(config.d_model)
 
     def forward(self, x_BTD: Tensor, where: Positions, cache: VisitCache | None, record: Record) -> tuple[Tensor, Statistics]:
         """The stream after this layer, and the statistics of its routers."""
@@ -45,14 +47,15 @@ class Block(nn.Module):
         y_BTD, feed_forward_statistics = self.feed_forward(data_BTD, n_BTD, record)
         return self._add(x_BTD, y_BTD, self.feed_forward_norm), attention_statistics | feed_forward_statistics
 
-    def _read(self, x_BTD: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    def _read(self, x_BTD: Tensor, norm: LayerNorm) -> tuple[Tensor, Tensor]:
         """What the data path reads, and what queries, keys and routers read."""
+        data_BTD = x_BTD.to(norm.weight.dtype)
         if self.norm == "post":
-            return x_BTD, x_BTD
-        n_BTD = norm(x_BTD)
-        return (x_BTD if self.norm == "peri" else n_BTD), n_BTD
+            return data_BTD, data_BTD
+        n_BTD = norm(x_BTD).to(norm.weight.dtype)
+        return (data_BTD if self.norm == "peri" else n_BTD), n_BTD
 
-    def _add(self, x_BTD: Tensor, y_BTD: Tensor, norm: nn.LayerNorm) -> Tensor:
+    def _add(self, x_BTD: Tensor, y_BTD: Tensor, norm: LayerNorm) -> Tensor:
         x_BTD = x_BTD + F.dropout(y_BTD, self.dropout, self.training)
         return norm(x_BTD) if self.norm == "post" else x_BTD
 

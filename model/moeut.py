@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
+from kernels.rows import wide_dtype
 from model.attention import Statistics
 from model.balance import BalanceSums
 from model.bank import ExpertBank
@@ -25,6 +26,7 @@ from model.config import ModelConfig, SigmaMoEConfig, SwitchHeadConfig
 from model.errors import ModelError
 from model.exchange import Exchange, LocalExchange
 from model.initialise import Constant, Normal, Rules, Uniform, draw
+from model.norm import LayerNorm
 from model.rotary import Positions, positions
 from model.router import Record
 from model.sharding import Box
@@ -79,7 +81,7 @@ class MoEUT(nn.Module):
         places = (exchange or LocalExchange(), attention_exchange or LocalExchange())
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.layers = nn.ModuleList(Block(config, *places, recompute == "experts") for _ in range(config.depth.n_layers))
-        self.final_norm = nn.LayerNorm(config.d_model)
+        self.final_norm = LayerNorm(config.d_model)
         self.head = nn.Linear(config.d_model, config.vocab_size)
 
     def forward(
@@ -110,7 +112,7 @@ class MoEUT(nn.Module):
             x_BTD, statistics = self._visit(self.layers[layer], x_BTD, where, visit_cache, records[visit])
             balance.add(layer, statistics)
         balance_B, balance_loss = balance.finish(tokens_BT.shape[0], tokens_BT.shape[1], x_BTD)
-        logits_BTV = self.head(self.final_norm(x_BTD))
+        logits_BTV = self.head(self.final_norm(x_BTD).to(self.head.weight.dtype))
         return ModelOutput(logits_BTV, balance_B, balance_loss, self._loads(records), records)
 
     def init_parameters(self, seed: int) -> MoEUT:
@@ -139,6 +141,7 @@ class MoEUT(nn.Module):
 
     def _embed(self, tokens_BT: Tensor) -> Tensor:
         x_BTD = self.embedding(tokens_BT)
+        x_BTD = x_BTD.to(wide_dtype(x_BTD.dtype))
         if self.config.norm != "post":
             return x_BTD
         width = self.config.d_model
@@ -194,7 +197,7 @@ class MoEUT(nn.Module):
         rules: Rules = {"embedding.weight": Normal(width**-0.5), "head.weight": bound, "head.bias": bound}
         scale = 1.0 if self.config.norm == "post" else (2 / len(self.schedule)) ** 0.5
         for name, module in self.named_modules():
-            if isinstance(module, nn.LayerNorm):
+            if isinstance(module, LayerNorm):
                 rules |= {f"{name}.weight": Constant(1.0), f"{name}.bias": Constant(0.0)}
             elif hasattr(module, "init_rules"):
                 rules |= {f"{name}.{key}": rule for key, rule in module.init_rules(scale).items()}
