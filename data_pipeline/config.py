@@ -71,6 +71,7 @@ class DataConfig(Strict):
     `folder` is where the prepared set lives (relative paths: below the project root). `seq_len` is the number of
     predicted tokens in a window; windows overlap by one token so that every token is predicted once.
     `document_mask` keeps attention inside a document and restarts its positions (off in the paper's recipes).
+    `on_damage`: a window that cannot be read ends the run (`stop`), or is left out, logged and counted (`skip`).
     """
 
     folder: str
@@ -83,6 +84,7 @@ class DataConfig(Strict):
     seed: int = 0
     loader_workers: int = Field(default=1, ge=0)
     prefetch: int = Field(default=4, ge=1)
+    on_damage: Literal["stop", "skip"] = "stop"
 
     @model_validator(mode="after")
     def _names_differ(self) -> DataConfig:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,18 +21,35 @@ from data_pipeline.windows import Windows
 MicroBatches = Callable[[int], list[list[int]]]
 
 
+@dataclass(frozen=True)
+class MicroBatch:
+    """Windows [b, T + 1] (int64; b may be 0) with their global ids, and what is wrong with those that could not be read."""
+
+    ids: list[int]
+    tokens_BT: torch.Tensor
+    damaged: dict[int, str] = field(default_factory=dict)
+
+
 class StepLoader:
-    """Iterates over (step, micro-batches), each micro-batch int64 [b, T + 1] (b may be 0), from `start_step` to `stop_step`.
+    """Iterates over (step, micro-batches) from `start_step` to `stop_step`.
 
     `micro_batches(step)` gives this rank's global ids; it is called in this process, at most workers * prefetch steps ahead.
-    `workers` 0 reads in this process. Iterate once; `close` (or leaving a `with` block) ends the workers.
+    `workers` 0 reads in this process. Iterate once; `close` (or leaving a `with` block) ends the workers. A window that cannot
+    be read raises DataError, or with `skip_damaged` is left out of its micro-batch and named there.
     """
 
     def __init__(
-        self, windows: Windows, micro_batches: MicroBatches, start_step: int, stop_step: int, workers: int = 1, prefetch: int = 4
+        self,
+        windows: Windows,
+        micro_batches: MicroBatches,
+        start_step: int,
+        stop_step: int,
+        workers: int = 1,
+        prefetch: int = 4,
+        skip_damaged: bool = False,
     ) -> None:
         self._loader = DataLoader(
-            _Steps(windows),
+            _Steps(windows, skip_damaged),
             sampler=_Plan(micro_batches, start_step, stop_step),
             batch_size=None,
             num_workers=workers,
@@ -41,12 +59,12 @@ class StepLoader:
             worker_init_fn=_Start(Lifeline()) if workers else None,
         )
         self._steps = range(start_step, stop_step)
-        self._iterator: Iterator[list[np.ndarray]] | None = None
+        self._iterator: Iterator[list[_Read]] | None = None
 
-    def __iter__(self) -> Iterator[tuple[int, list[torch.Tensor]]]:
+    def __iter__(self) -> Iterator[tuple[int, list[MicroBatch]]]:
         self._iterator = iter(self._loader)
         for step in self._steps:
-            yield step, [torch.from_numpy(tokens) for tokens in next(self._iterator)]
+            yield step, [MicroBatch(ids, torch.from_numpy(tokens), faults) for ids, tokens, faults in next(self._iterator)]
         self.close()
 
     def __len__(self) -> int:
@@ -81,14 +99,19 @@ class _Plan(Sampler[list[list[int]]]):
         return len(self._steps)
 
 
-class _Steps(Dataset[list[np.ndarray]]):
+_Read = tuple[list[int], np.ndarray, dict[int, str]]
+
+
+class _Steps(Dataset[list[_Read]]):
     """Reads a step's windows. Arrays rather than tensors, which would each take a shared-memory file."""
 
-    def __init__(self, windows: Windows) -> None:
-        self._windows = windows
+    def __init__(self, windows: Windows, skip_damaged: bool) -> None:
+        self._windows, self._skip_damaged = windows, skip_damaged
 
-    def __getitem__(self, micro_batches: list[list[int]]) -> list[np.ndarray]:
-        return [self._windows.read(ids) for ids in micro_batches]
+    def __getitem__(self, micro_batches: list[list[int]]) -> list[_Read]:
+        if self._skip_damaged:
+            return [self._windows.read_undamaged(ids) for ids in micro_batches]
+        return [(ids, self._windows.read(ids), {}) for ids in micro_batches]
 
 
 class _Start:

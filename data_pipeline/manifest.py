@@ -13,7 +13,7 @@ from data_pipeline.documents import digest_of, digest_of_file
 from data_pipeline.errors import DataError
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 SPLITS: tuple[Literal["train"], Literal["held_out"]] = ("train", "held_out")
 Split = Literal["train", "held_out"]
 

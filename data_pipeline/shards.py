@@ -1,7 +1,8 @@
 """Windows of tokens as MDS shards, written and read with mosaicml-streaming.
 
-A sample is `id` (its number within its source and split) and `tokens` (seq_len + 1 ids; the last of a held-out split may be
-shorter). Consecutive windows share one token, so that every token but the first is predicted exactly once.
+A sample is `id` (its number within its source and split), `tokens` (seq_len + 1 ids; the last of a held-out split may be
+shorter) and `check` (CRC-32 of the tokens' bytes: streaming reads by offset and would not see a flipped bit).
+Consecutive windows share one token, so that every token but the first is predicted exactly once.
 streaming's dataset class is left aside: its world comes from the environment and its shared memory outlives a killed process.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import zlib
 from bisect import bisect_right
 from pathlib import Path
 from typing import Any, Protocol
@@ -55,13 +57,14 @@ def write_shard(parts: list[tuple[Path, int]], split: Split, seq_len: int, first
     writer_class = streaming_part("base.format", "MDSWriter")
     tokens = _stretch(parts, split, first * seq_len, last * seq_len + 1)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    columns = {"id": "int", "tokens": f"ndarray:{tokens.dtype.name}"}
+    columns = {"id": "int", "tokens": f"ndarray:{tokens.dtype.name}", "check": "uint32"}
     try:
         # Token ids from 0 to first * seq_len are not in `tokens`.
         with writer_class(out=str(temporary / "mds"), columns=columns, hashes=["sha256"], size_limit=None) as writer:
             for window in range(first, last):
                 start = (window - first) * seq_len
-                writer.write({"id": window, "tokens": tokens[start : start + seq_len + 1]})
+                values = tokens[start : start + seq_len + 1]
+                writer.write({"id": window, "tokens": values, "check": np.uint32(zlib.crc32(values.tobytes()))})
         shutil.rmtree(folder, ignore_errors=True)
         (temporary / "mds").rename(folder)
     finally:
@@ -115,7 +118,7 @@ class PlainReader:
     """Reads the shards that `write_shard` writes, where streaming is not installed.
 
     MDS: uint32 count n, uint32 offsets [n + 1], a JSON header, samples. A sample: uint32 bytes of the variable column,
-    `id` as int64, `tokens` as one byte (ndim << 2 | log2 bytes of a length), its length, its values.
+    `check` as uint32, `id` as int64, `tokens` as one byte (ndim << 2 | log2 bytes of a length), its length, its values.
     """
 
     def __init__(self, path: Path, samples: int, token_type: str) -> None:
@@ -125,19 +128,23 @@ class PlainReader:
         self._bytes: np.ndarray | None = None
 
     def get_item(self, idx: int) -> dict[str, Any]:
-        """Sample `idx`: `{"id": int, "tokens": [T + 1]}`."""
+        """Sample `idx`: `{"id": int, "tokens": [T + 1], "check": int}`."""
         if self._bytes is None:
             self._bytes = np.memmap(self._path, np.uint8, mode="r")
         begin, end = self._bytes[4 + 4 * idx : 12 + 4 * idx].view(np.uint32)
         sample = self._bytes[int(begin) : int(end)]
-        length_bytes = 1 << (int(sample[12]) & 3)
-        return {"id": int(sample[4:12].copy().view(np.int64)[0]), "tokens": sample[13 + length_bytes :].copy().view(self._token_type)}
+        length_bytes = 1 << (int(sample[16]) & 3)
+        return {
+            "check": int(sample[4:8].copy().view(np.uint32)[0]),
+            "id": int(sample[8:16].copy().view(np.int64)[0]),
+            "tokens": sample[17 + length_bytes :].copy().view(self._token_type),
+        }
 
 
 def _plain_readers(folder: Path) -> list[PlainReader]:
     try:
         shards = json.loads((folder / INDEX).read_text())["shards"]
-        encodings = [shard["column_encodings"][1].removeprefix("ndarray:") for shard in shards]
+        encodings = [shard["column_encodings"][2].removeprefix("ndarray:") for shard in shards]
         return [
             PlainReader(folder / shard["raw_data"]["basename"], shard["samples"], encoding)
             for shard, encoding in zip(shards, encodings, strict=True)

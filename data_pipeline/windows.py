@@ -6,6 +6,7 @@ only one source is opened. Legend: T predicted tokens of a window, n windows ask
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -64,12 +65,19 @@ class Windows:
         """
         rows = np.empty((len(ids), self.seq_len + 1), np.int64)
         for row, sample_id in enumerate(ids):
-            tokens = self._tokens(sample_id)
-            if len(tokens) != self.seq_len + 1:
-                lengths = f"{len(tokens)} tokens, not {self.seq_len + 1}"
-                raise DataError(f"window {sample_id} of {self.split} has {lengths}; read it with read_ragged")
-            rows[row] = tokens
+            rows[row] = self._whole(sample_id)
         return rows
+
+    def read_undamaged(self, ids: Sequence[int]) -> tuple[list[int], np.ndarray, dict[int, str]]:
+        """The ids that can be read, their windows as `read` gives them, and for each of the others what is wrong."""
+        kept, rows, faults = [], [], {}
+        for sample_id in ids:
+            try:
+                rows.append(self._whole(sample_id))
+                kept.append(sample_id)
+            except DataError as fault:
+                faults[sample_id] = str(fault)
+        return kept, np.stack(rows).astype(np.int64) if rows else self.read([]), faults
 
     def read_ragged(self, ids: Sequence[int]) -> list[np.ndarray]:
         """Windows of 2 to T + 1 tokens, int64 each: every source's last held-out window may be short.
@@ -78,6 +86,17 @@ class Windows:
             DataError: a shard is damaged or missing.
         """
         return [self._tokens(sample_id).astype(np.int64) for sample_id in ids]
+
+    @property
+    def _mend(self) -> str:
+        return f"remove {self.folder} and prepare it again"
+
+    def _whole(self, sample_id: int) -> np.ndarray:
+        tokens = self._tokens(sample_id)
+        if len(tokens) != self.seq_len + 1:
+            lengths = f"{len(tokens)} tokens, not {self.seq_len + 1}"
+            raise DataError(f"window {sample_id} of {self.split} has {lengths}; read it with read_ragged")
+        return tokens
 
     def _locate(self, sample_id: int) -> tuple[int, int]:
         if sample_id not in self.ids:
@@ -94,13 +113,15 @@ class Windows:
         try:
             sample = readers[shard].get_item(index - first)
         except FileNotFoundError:
-            raise DataError(f"shard {where} is missing; remove {self.folder} and prepare it again") from None
+            raise DataError(f"shard {where} is missing; {self._mend}") from None
         except (ValueError, IndexError, OSError, KeyError) as fault:
-            raise DataError(f"shard {where} is damaged: {fault}; remove {self.folder} and prepare it again") from None
+            raise DataError(f"shard {where} is damaged: {fault}; {self._mend}") from None
         tokens = np.asarray(sample["tokens"])
         # streaming reads by offset and does not look at what it finds there.
-        if int(sample["id"]) != index or not 2 <= len(tokens) <= self.seq_len + 1 or tokens.max() >= self.vocab_size:
-            raise DataError(f"shard {where} is damaged: window {index} is not in its place; remove {self.folder} and prepare it again")
+        if int(sample["id"]) != index or not 2 <= len(tokens) <= self.seq_len + 1:
+            raise DataError(f"shard {where} is damaged: window {index} is not in its place; {self._mend}")
+        if zlib.crc32(tokens.tobytes()) != int(sample["check"]) or tokens.max() >= self.vocab_size:
+            raise DataError(f"shard {where} is damaged: window {index} has other tokens than were written; {self._mend}")
         return tokens
 
     def _open(self, source: str) -> tuple[list[ShardReader], np.ndarray]:
@@ -109,6 +130,6 @@ class Windows:
             ends = np.cumsum([reader.samples for reader in readers])
             if not len(ends) or ends[-1] != self.counts[source]:
                 place = split_folder(self.folder, source, self.split)
-                raise DataError(f"{place} does not hold the windows its manifest names; remove {self.folder} and prepare it again")
+                raise DataError(f"{place} does not hold the windows its manifest names; {self._mend}")
             self._shards[source] = (readers, ends)
         return self._shards[source]

@@ -19,11 +19,13 @@ from distributed.load import dead_share, imbalance, never_used_share, routing_en
 class Interval:
     """Sums over the ranks for the steps since the last logging.
 
-    `loss` and `balance` are summed over the steps that were not skipped; `seconds_WP` has the order of `PARTS`.
+    `loss` and `balance` are summed over the steps that were not skipped; `seconds_WP` has the order of `PARTS`;
+    `damaged` windows could not be read and were left out.
     """
 
     steps: int
     skipped: int
+    damaged: int
     tokens: int
     loss: float
     balance: float
@@ -67,6 +69,7 @@ def interval_figures(interval: Interval, macs_per_token: float, schedule: list[i
         "grad_norm_max": max(interval.grad_norms, default=math.nan),
         "interval_steps": interval.steps,
         "skipped_steps": interval.skipped,
+        "damaged_windows": interval.damaged,
         "tokens": interval.tokens,
         "tokens_per_second": tokens_per_second,
         "step_seconds": step_seconds,

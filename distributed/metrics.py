@@ -72,6 +72,10 @@ class Metrics:
         self._loads.add(output.loads)
         self._own_tokens += n_tokens
 
+    def damaged(self, windows: int) -> None:
+        """Count windows that this rank left out because they could not be read."""
+        self._damaged += windows
+
     def step(self, step: int, loss: Tensor, balance: Tensor, grad_norm: float, lr: float, tokens: int, skipped: bool = False) -> None:
         """Count one optimizer step.
 
@@ -117,7 +121,7 @@ class Metrics:
             self._writer.close(self._last_step, seconds)
 
     def _reset(self) -> None:
-        self._steps, self._skipped, self._tokens, self._own_tokens = 0, 0, 0, 0
+        self._steps, self._skipped, self._tokens, self._own_tokens, self._damaged = 0, 0, 0, 0, 0
         self._lr = 0.0
         self._grad_norms: list[float] = []
         self._losses = torch.zeros(2, dtype=torch.float64, device=self._topology.device)
@@ -125,7 +129,7 @@ class Metrics:
     def _reduce(self) -> Interval:
         topology = self._topology
         loads_VE = self._loads.take()
-        own = [self._own_tokens, host_bytes(), device_bytes(topology.device), self._peak.flops]
+        own = [self._own_tokens, host_bytes(), device_bytes(topology.device), self._peak.flops, self._damaged]
         total = sum_over_ranks(
             {
                 "losses": self._losses,
@@ -138,10 +142,11 @@ class Metrics:
             "metrics",
         )
         loss, balance = total["losses"].tolist()
-        tokens_W, host_W, device_W, peak_W = total["own"].unbind(dim=1)
+        tokens_W, host_W, device_W, peak_W, damaged_W = total["own"].unbind(dim=1)
         return Interval(
             steps=self._steps,
             skipped=self._skipped,
+            damaged=int(damaged_W.sum()),
             tokens=self._tokens,
             loss=loss,
             balance=balance,

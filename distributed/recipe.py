@@ -102,11 +102,34 @@ class LoggingConfig(Strict):
     heat_maps_every: int = Field(default=100, ge=1)
 
 
+class GuardConfig(Strict):
+    """When a run is in trouble, and what is done.
+
+    A gradient that is not finite skips its step; `not_finite_in_a_row` such steps are trouble, and so is a loss more than
+    `spike_nats` above the median of the last `spike_window` steps for `spike_steps` steps in a row (`null`: not looked at).
+    `action`: `stop` the run, or `roll_back` to the last checkpoint before and leave the samples of those steps out,
+    at most `max_roll_backs` times in a run.
+    """
+
+    not_finite_in_a_row: int = Field(default=10, ge=1)
+    spike_nats: float | None = Field(default=None, gt=0.0)
+    spike_steps: int = Field(default=3, ge=1)
+    spike_window: int = Field(default=50, ge=10)
+    action: Literal["stop", "roll_back"] = "stop"
+    max_roll_backs: int = Field(default=3, ge=1)
+
+
 class ClusterConfig(Strict):
     """Workers of the run (`null`: one a GPU, else two) and the CPUs each may use (`null`: an equal share).
 
     `nodes`: spread them evenly over so many nodes (`null`: wherever they fit); `address`: of a running Ray cluster
     (`null`: a private one on this machine).
+
+    After a loss the run goes on with what is left, at least `min_workers`, and grows when nodes come back, to at most
+    `max_workers` (`null`: as many as it began with). More than `max_failures_an_hour` end it; a host with more than
+    `max_failures_a_host` in an hour is left out while others can do without it. `hang_seconds`: how long no rank may
+    move; `start_seconds`: how long the first step may take to come. `warm_spare`: every rank keeps a second process
+    with everything imported, which makes restarts quick and costs its memory. `preflight`: compare the hosts before training.
     """
 
     workers: int | None = Field(default=None, ge=1)
@@ -114,6 +137,23 @@ class ClusterConfig(Strict):
     cpus_per_worker: float | None = Field(default=None, gt=0.0)
     address: str | None = None
     timeout_seconds: int = Field(default=600, ge=10)
+    min_workers: int = Field(default=1, ge=1)
+    max_workers: int | None = Field(default=None, ge=1)
+    max_failures_an_hour: int = Field(default=5, ge=0)
+    max_failures_a_host: int = Field(default=3, ge=1)
+    hang_seconds: float = Field(default=600.0, ge=2.0)
+    start_seconds: float = Field(default=1800.0, ge=10.0)
+    warm_spare: bool = True
+    preflight: bool = True
+
+    @model_validator(mode="after")
+    def _bounds_fit(self) -> ClusterConfig:
+        bounds = [bound for bound in (self.min_workers, self.workers, self.max_workers) if bound is not None]
+        if bounds != sorted(bounds):
+            raise ValueError(
+                f"cluster.min_workers={self.min_workers}, workers={self.workers}, max_workers={self.max_workers} must not decrease in this order"
+            )
+        return self
 
 
 class Recipe(Strict):
@@ -129,6 +169,7 @@ class Recipe(Strict):
     checkpoint: CheckpointConfig = CheckpointConfig()
     validation: ValidationConfig = ValidationConfig()
     logging: LoggingConfig = LoggingConfig()
+    guard: GuardConfig = GuardConfig()
     cluster: ClusterConfig = ClusterConfig()
 
     @model_validator(mode="after")

@@ -13,6 +13,8 @@ MAY_CHANGE = {
     "expert_parallel.*": "how experts are laid over the workers",
     "data.loader_workers": "processes that read ahead",
     "data.prefetch": "how far they read ahead",
+    "data.on_damage": "what a damaged shard does",
+    "guard.*": "what training trouble does",
 }
 
 

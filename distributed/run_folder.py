@@ -8,7 +8,10 @@ runs/<name>/checkpoints/         step-00000100/ ...
 runs/<name>/tensorboard/         event files
 runs/<name>/logs/                driver.log, rank-00000.log ...
 runs/<name>/choices/             recorded expert choices (router.replay)
+runs/<name>/skips.json           steps of the sample order that are left out after a roll-back
+runs/<name>/damaged_windows.jsonl    windows that could not be read and were left out
 runs/<name>/stop                 a request: stop at the end of this step, after a checkpoint
+runs/<name>/regroup              a request: end after the next checkpoint, to go on with other workers
 """
 
 from __future__ import annotations
@@ -117,6 +120,10 @@ class RunFolder:
     def stop_path(self) -> Path:
         return self.path / "stop"
 
+    @property
+    def regroup_path(self) -> Path:
+        return self.path / "regroup"
+
     def create(self, recipe: Recipe) -> None:
         """Make the folder and write the resolved recipe into it.
 
@@ -156,3 +163,9 @@ class RunFolder:
         """Add one line to metrics.jsonl."""
         with self.metrics_path.open("a") as file:
             file.write(json.dumps(figures) + "\n")
+
+    def append_damaged(self, step: int, faults: dict[int, str]) -> None:
+        """Note windows that step `step` left out because they could not be read. Every rank may call it."""
+        lines = [json.dumps({"step": step, "window": window, "fault": fault}) + "\n" for window, fault in faults.items()]
+        with (self.path / "damaged_windows.jsonl").open("a") as file:
+            file.write("".join(lines))

@@ -116,6 +116,8 @@ def scalars(figures: dict[str, Any]) -> dict[str, float]:
     }
     if figures["device_bytes_max"]:
         curves["memory/device_gib_max"] = figures["device_bytes_max"] / 2**30
+    if figures["damaged_windows"]:
+        curves["data/damaged_windows"] = figures["damaged_windows"]
     if "epoch" in figures:
         curves["loss/epoch"] = figures["epoch"]
     curves |= {f"step_time/{name}": seconds for name, seconds in figures["parts"].items()}

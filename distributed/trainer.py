@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data_pipeline.baselines import ngram_losses
-from data_pipeline.loader import StepLoader
+from data_pipeline.loader import MicroBatch, StepLoader
 from data_pipeline.manifest import check
 from data_pipeline.order import SampleOrder
 from data_pipeline.windows import Windows
@@ -34,19 +34,24 @@ from distributed.clock import StepClock
 from distributed.engine import build_engine
 from distributed.errors import RunError
 from distributed.evaluate import held_out_loss
+from distributed.guard import Guard, Trouble
 from distributed.metrics import Metrics
 from distributed.persistence import Persistence
 from distributed.recipe import Recipe, check_world
+from distributed.reduction import sum_over_ranks
 from distributed.replay import open_replay
+from distributed.roll_back import roll_back
 from distributed.run_folder import RunFolder, data_folder
 from distributed.schedule import learning_rate
+from distributed.skips import Skips
 from distributed.summary import build_summary
 from distributed.topology import Topology, close_topology, init_topology
 from model.accounting import macs_per_token, stored_parameters
 from model.config import SigmaMoEConfig
 from model.moeut import ModelOutput
 
-Outcome = Literal["finished", "stopped"]
+Outcome = Literal["finished", "stopped", "regroup"]
+"""How training ended: at its last step, because it was asked to stop, or after a checkpoint to go on with other workers."""
 
 
 def train(recipe: Recipe, run: RunFolder, resume: bool = False, branch_from: str | None = None) -> Outcome:
@@ -87,6 +92,7 @@ class Trainer:
         self.windows = Windows(self.data_folder, "train")
         proportions = {source.name: source.proportion for source in recipe.data.sources}
         self.order = SampleOrder(self.windows.counts, proportions, recipe.train.global_batch, recipe.data.seed)
+        self.skips = Skips(run)
         self.document_end = self.windows.end_of_document if recipe.data.document_mask else None
         if recipe.train.deterministic:  # also the call with False loads torch's compiler, seconds in every worker
             torch.use_deterministic_algorithms(True)
@@ -105,26 +111,35 @@ class Trainer:
                 f"run '{self.run.name}' has done all of its train.steps ({self.recipe.train.steps}); "
                 f"to go on: ./launch.sh resume {self.run.name} train.steps={2 * self.step}"
             )
-        self.metrics = self._open_metrics()
-        with closing(self.metrics):
-            stopped = self._run_steps()
-            self._finish()
-        return "stopped" if stopped else "finished"
+        while True:
+            self.metrics = self._open_metrics()
+            with closing(self.metrics):
+                ended = self._run_steps()
+                if not isinstance(ended, Trouble):
+                    self._finish()
+                    return ended
+            self.step = roll_back(ended, self.recipe, self.run, self.skips, self.persistence, self.topology)
 
-    def _run_steps(self) -> bool:
-        """Whether the run was asked to stop before its last step."""
+    def _run_steps(self) -> Outcome | Trouble:
+        """Train until there is a reason not to go on."""
         data, last_step = self.recipe.data, self.recipe.train.steps
-        with StepLoader(self.windows, self._micro_batches, self.step, last_step, data.loader_workers, data.prefetch) as loader:
-            for number, windows in self._timed(iter(loader)):
-                self._train_step(number, windows)
+        guard = Guard(self.recipe.guard)
+        reading = (data.loader_workers, data.prefetch, data.on_damage == "skip")
+        with StepLoader(self.windows, self._micro_batches, self.step, last_step, *reading) as loader:
+            for number, micro_batches in self._timed(iter(loader)):
+                loss, skipped = self._train_step(number, micro_batches)
+                asked = self._agree(loss)
+                if trouble := guard.watch(number, asked["loss"], skipped):
+                    return trouble
                 self.step = number + 1
-                stopping = self._asked_to_stop()
-                self._now_and_then(last=stopping or self.step == last_step)
-                if stopping:
-                    break
-        return self.step < last_step
+                saved = self._now_and_then(last=asked["stop"] > 0 or self.step == last_step)
+                if asked["stop"] and self.step < last_step:
+                    return "stopped"
+                if asked["regroup"] and saved and self.step < last_step:
+                    return "regroup"
+        return "finished"
 
-    def _timed(self, batches: Iterator[tuple[int, list[Tensor]]]) -> Iterator[tuple[int, list[Tensor]]]:
+    def _timed(self, batches: Iterator[tuple[int, list[MicroBatch]]]) -> Iterator[tuple[int, list[MicroBatch]]]:
         while True:
             with self.clock.part("data"):
                 batch = next(batches, None)
@@ -133,26 +148,31 @@ class Trainer:
             yield batch
 
     def _micro_batches(self, step: int) -> list[list[int]]:
-        return micro_batches(self.order.ids(step), self.topology.world, self.topology.rank, self.recipe.train.micro_batch)
+        ids = self.order.ids(self.skips.order_step(step))
+        return micro_batches(ids, self.topology.world, self.topology.rank, self.recipe.train.micro_batch)
 
-    def _train_step(self, step: int, windows: list[Tensor]) -> None:
-        """Forward and backward over this rank's micro-batches, then one optimizer step."""
+    def _train_step(self, step: int, batches: list[MicroBatch]) -> tuple[Tensor, bool]:
+        """Forward and backward over this rank's micro-batches, then one optimizer step: this rank's loss, and whether it was skipped."""
         self._seed_dropout(step)
         self.model.train()
         loss = torch.zeros((), dtype=torch.float64, device=self.topology.device)
         balance = torch.zeros_like(loss)
-        for number, (ids, tokens_BT) in enumerate(zip(self._micro_batches(step), windows, strict=True)):
+        for number, batch in enumerate(batches):
             with self.clock.part("forward"):
-                output, cross_entropy, balance_share = self._forward(step, ids, tokens_BT)
+                output, cross_entropy, balance_share = self._forward(step, batch.ids, batch.tokens_BT)
             with self.clock.part("backward"):
-                self.engine.backward(cross_entropy + balance_share, last=number == len(windows) - 1)
+                self.engine.backward(cross_entropy + balance_share, last=number == len(batches) - 1)
             loss += cross_entropy.detach()
             balance += balance_share.detach()
-            self.metrics.observe(output, len(ids) * self.recipe.data.seq_len)
+            self.metrics.observe(output, len(batch.ids) * self.recipe.data.seq_len)
+            if batch.damaged:
+                self.run.append_damaged(step + 1, batch.damaged)
+                self.metrics.damaged(len(batch.damaged))
         with self.clock.part("optimizer"):
             rate = learning_rate(step, self.recipe.train)
             report = self.engine.step(rate)
         self.metrics.step(step + 1, loss, balance, report.grad_norm, rate, self._tokens_per_step, report.skipped)
+        return loss, report.skipped
 
     def _forward(self, step: int, ids: list[int], tokens_BT: Tensor) -> tuple[ModelOutput, Tensor, Tensor]:
         """One micro-batch: the output and its shares of the global cross-entropy and balance losses.
@@ -178,23 +198,29 @@ class Trainer:
         """Random draws depend on (seed, step, rank) alone, so a resumed step draws what it would have drawn."""
         torch.manual_seed((self.recipe.seed * 1_000_003 + step) * 65_537 + self.topology.rank)
 
-    def _asked_to_stop(self) -> bool:
-        asked = self.topology.rank == 0 and self.run.stop_path.exists()
-        return collectives.any_rank(asked, self.topology, "stop")
+    def _agree(self, loss: Tensor) -> dict[str, float]:
+        """What all ranks must know at the end of a step, in one collective: the requests that rank 0 sees, and the global loss."""
+        first = self.topology.rank == 0
+        votes = torch.tensor([first and self.run.stop_path.exists(), first and self.run.regroup_path.exists()], dtype=torch.float64)
+        total = sum_over_ranks({"votes": votes, "loss": loss}, self.topology, "step")
+        stop, regroup = total["votes"].tolist()
+        return {"stop": stop, "regroup": regroup, "loss": float(total["loss"])}
 
-    def _now_and_then(self, last: bool) -> None:
-        """What does not happen every step: logging, validation, checkpoints; all of them at the last one."""
+    def _now_and_then(self, last: bool) -> bool:
+        """What does not happen every step: logging, validation, checkpoints; all of them at the last one. Whether it saved."""
         recipe = self.recipe
         if last or self.step % recipe.validation.every == 0:
             with self.clock.part("validation"):
                 self.held_out = self._validate()
             self.metrics.validation(self.step, self.held_out)
-        if last or self.step % recipe.checkpoint.every == 0:
+        saves = last or self.step % recipe.checkpoint.every == 0
+        if saves:
             with self.clock.part("checkpoint"):
                 self.persistence.save(self.step, self.held_out)
         if last or self.step % recipe.logging.every == 0:
             with self.clock.part("logging"):
                 self.metrics.log(self.step)
+        return saves
 
     def _validate(self) -> dict[str, float]:
         """Held-out nats a token, per source."""

@@ -1,4 +1,8 @@
-"""Held-out loss and perplexity of a run's checkpoint over every held-out window."""
+"""Held-out loss and perplexity of a run's checkpoint over every held-out window.
+
+--protocol scores what a published figure was scored on: paper_table and paper_figure take whole windows only, of which the
+MoEUT paper dropped an incomplete last batch.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="RUN")
     parser.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
     parser.add_argument("--batch", type=int, default=16, help="windows at a time; the result does not depend on it (default: 16)")
+    parser.add_argument("--protocol", default="tail", metavar="NAME", help="tail (default), paper_table or paper_figure")
+    parser.add_argument("--max-windows", type=int, metavar="N", help="only the first N windows of a source")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -23,15 +29,16 @@ def run(args: argparse.Namespace) -> int:
     from cluster.errors import ClusterError
     from distributed.run_folder import RunFolder
 
-    if args.batch < 1:
-        raise ClusterError(f"--batch is {args.batch}; it must be 1 or more")
+    for option, value in (("--batch", args.batch), ("--max-windows", args.max_windows)):
+        if value is not None and value < 1:
+            raise ClusterError(f"{option} is {value}; it must be 1 or more")
     folder = RunFolder.existing(args.name)
     from distributed.evaluate import evaluate_run
 
     console = Console()
     with console.status("evaluating"):
-        figures = evaluate_run(folder, step=args.step, batch=args.batch)
-    console.print(f"run {figures['run']} at step {figures['step']}, held-out", highlight=False)
+        figures = evaluate_run(folder, args.step, args.batch, args.protocol, args.max_windows)
+    console.print(f"run {figures['run']} at step {figures['step']}, held-out, protocol {figures['protocol']}", highlight=False)
     console.print(_table(figures))
     return 0
 

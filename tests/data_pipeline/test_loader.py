@@ -30,8 +30,9 @@ def test_steps_are_what_the_order_says_from_any_start(two_sources: tuple[DataCon
             seen = list(loader)
         assert [step for step, _ in seen] == list(range(start, epoch + 4)) and len(loader) == len(seen)
         for step, batches in seen:
-            assert [batch.shape for batch in batches] == [(2, 33), (3, 33), (0, 33)]
-            assert torch.equal(torch.cat(batches), torch.from_numpy(windows.read(order.ids(step))))
+            assert [batch.tokens_BT.shape for batch in batches] == [(2, 33), (3, 33), (0, 33)]
+            assert [batch.ids for batch in batches] == micro_batches(step)
+            assert torch.equal(torch.cat([batch.tokens_BT for batch in batches]), torch.from_numpy(windows.read(order.ids(step))))
 
 
 def test_closing_early_ends_the_workers(two_sources: tuple[DataConfig, Path]) -> None:
@@ -58,3 +59,21 @@ def test_a_damaged_shard_reaches_the_trainer_as_a_data_error(two_sources: tuple[
     windows = Windows(tmp_path / "set", "train")
     with StepLoader(windows, lambda step: [[step]], 0, 5, workers) as loader, pytest.raises(DataError, match=r"shard.00000.mds is damaged"):
         list(loader)
+
+
+def test_damaged_windows_are_left_out_and_named_when_that_is_allowed(two_sources: tuple[DataConfig, Path], tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(two_sources[1], tmp_path / "set")
+    shard = tmp_path / "set" / "big" / "train" / "shard.00000.mds"
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1  # in the shard's last window
+    shard.write_bytes(bytes(data))
+    windows = Windows(tmp_path / "set", "train")
+    with StepLoader(windows, lambda step: [[2 * step, 2 * step + 1]], 0, len(windows) // 2, workers=0, skip_damaged=True) as loader:
+        batches = [batch for _, micro_batches in loader for batch in micro_batches]
+    (damaged,) = [batch for batch in batches if batch.damaged]
+    ((sample, fault),) = damaged.damaged.items()
+    assert "shard.00000.mds is damaged" in fault and "other tokens than were written" in fault
+    assert len(damaged.ids) == len(damaged.tokens_BT) == 1 and sample not in damaged.ids
+    assert sum(len(batch.ids) for batch in batches) == len(windows) // 2 * 2 - 1

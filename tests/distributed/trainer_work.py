@@ -21,19 +21,19 @@ def run(home: str, values: dict[str, Any], stop: int | None, resume: bool) -> st
     folder = RunFolder.named(recipe.name)
     if not resume:
         folder.create(recipe)
-    asked = trainer.Trainer._asked_to_stop
+    agree = trainer.Trainer._agree
 
-    def asks_at(self: trainer.Trainer) -> bool:
+    def asks_at(self: trainer.Trainer, loss: torch.Tensor) -> dict[str, float]:
         # The request itself is the real one: a file that rank 0 sees and all ranks agree on.
-        if self.topology.rank == 0 and self.step == stop:
+        if self.topology.rank == 0 and self.step + 1 == stop:
             self.run.stop_path.touch()
-        return asked(self)
+        return agree(self, loss)
 
-    trainer.Trainer._asked_to_stop = asks_at  # type: ignore[method-assign]
+    trainer.Trainer._agree = asks_at  # type: ignore[method-assign]
     try:
         return trainer.train(recipe, folder, resume)
     finally:
-        trainer.Trainer._asked_to_stop = asked  # type: ignore[method-assign]
+        trainer.Trainer._agree = agree  # type: ignore[method-assign]
 
 
 def ids_of_steps(home: str, values: dict[str, Any], hosts: list[int]) -> list[tuple[int, list[int]]]:
