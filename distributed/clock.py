@@ -137,6 +137,11 @@ class StepClock:
         self._timeline.mark(self._charged.pop())
         self._open.pop()
 
+    @property
+    def part_now(self) -> str:
+        """The part that time is charged to now."""
+        return self._charged[-1]
+
     def read(self) -> dict[str, float]:
         """Seconds a part since the last read (or the start). All of `PARTS` are there; they add up to the time between.
 

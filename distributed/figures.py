@@ -75,6 +75,7 @@ def interval_figures(interval: Interval, macs_per_token: float, schedule: list[i
         "step_seconds": step_seconds,
         "model_flop_use": 6.0 * macs_per_token * tokens_per_second / peak if peak > 0 else math.nan,
         "parts": parts,
+        "compute_seconds_by_rank": _compute_seconds(interval.seconds_WP),
         "token_imbalance": imbalance(interval.tokens_W).item(),
         "host_bytes_max": int(interval.host_bytes_W.max().item()),
         "device_bytes_max": int(interval.device_bytes_W.max().item()),
@@ -139,6 +140,12 @@ def finite(values: Any) -> Any:
     if isinstance(values, list):
         return [finite(value) for value in values]
     return None if isinstance(values, float) and not math.isfinite(values) else values
+
+
+def _compute_seconds(seconds_WP: Tensor) -> list[float]:
+    """Seconds that each rank spent on its own work in forward passes, which waits for nobody: what a straggler is known by."""
+    own = [PARTS.index(name) for name in ("forward", "attention", "experts")]
+    return [round(seconds, 4) for seconds in seconds_WP[:, own].sum(dim=1).tolist()]
 
 
 def _mean(values: list[float]) -> float:

@@ -103,9 +103,12 @@ class ChoiceWriter:
         self._micro_batch += 1
 
     def _forget(self, folder: Path) -> None:
-        """Remove this rank's files and those of other worlds; ranks of this world look after their own."""
+        """Remove this rank's files and those of other worlds; ranks of this world look after their own.
+
+        By the pattern of the names: safetensors writes under a name of its own first, and another rank may be doing so now.
+        """
         mine, world = f"{self._rank:05d}-", f"-of-{self._world:05d}."
-        for path in folder.iterdir():
+        for path in folder.glob("?????-of-?????.*"):
             if path.name.startswith(mine) or world not in path.name:
                 path.unlink(missing_ok=True)
 

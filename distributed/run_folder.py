@@ -8,6 +8,7 @@ runs/<name>/checkpoints/         step-00000100/ ...
 runs/<name>/tensorboard/         event files
 runs/<name>/logs/                driver.log, rank-00000.log ...
 runs/<name>/choices/             recorded expert choices (router.replay)
+runs/<name>/events.jsonl         a line for every failure, restart and growth
 runs/<name>/skips.json           steps of the sample order that are left out after a roll-back
 runs/<name>/damaged_windows.jsonl    windows that could not be read and were left out
 runs/<name>/stop                 a request: stop at the end of this step, after a checkpoint

@@ -27,7 +27,7 @@ from data_pipeline.loader import MicroBatch, StepLoader
 from data_pipeline.manifest import check
 from data_pipeline.order import SampleOrder
 from data_pipeline.windows import Windows
-from distributed import collectives
+from distributed import collectives, heartbeat
 from distributed.batching import micro_batches, segments_of
 from distributed.build import build_model
 from distributed.clock import StepClock
@@ -112,6 +112,7 @@ class Trainer:
                 f"to go on: ./launch.sh resume {self.run.name} train.steps={2 * self.step}"
             )
         while True:
+            heartbeat.position.begin(self.step, lambda: self.clock.part_now)
             self.metrics = self._open_metrics()
             with closing(self.metrics):
                 ended = self._run_steps()
@@ -131,7 +132,7 @@ class Trainer:
                 asked = self._agree(loss)
                 if trouble := guard.watch(number, asked["loss"], skipped):
                     return trouble
-                self.step = number + 1
+                self.step = heartbeat.position.step = number + 1
                 saved = self._now_and_then(last=asked["stop"] > 0 or self.step == last_step)
                 if asked["stop"] and self.step < last_step:
                     return "stopped"

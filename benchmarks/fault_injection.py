@@ -1,0 +1,100 @@
+"""A training function that strikes its own process at a chosen rank, step and phase: for tests, `bench faults` and `soak`.
+
+The trainer has no hooks for this; its parts are wrapped from outside, in the process that is to be struck alone.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+from distributed import collectives, trainer
+from distributed.checkpoint import save
+
+PHASES = ("data", "forward", "all_to_all", "backward", "optimizer", "checkpoint_copy", "checkpoint_write", "manifest_rename")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`signal_name` (SIGKILL or SIGSTOP) to `rank` in `phase` of the first step from `step` on (from 0) that has that phase."""
+
+    rank: int
+    step: int
+    phase: str
+    signal_name: str = "SIGKILL"
+
+
+@contextmanager
+def injected(fault: Fault | None, rank: int, before: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Have the fault strike this process, if it is the rank's, while the block runs. `before` is called just before."""
+    if fault is None or fault.rank != rank:
+        yield
+        return
+    if fault.phase not in PHASES:
+        raise ValueError(f"phase is '{fault.phase}'; choose one of {', '.join(PHASES)}")
+    at = {"step": -1}
+
+    def strike() -> None:
+        if at["step"] >= fault.step:
+            before()
+            os.kill(os.getpid(), getattr(signal, fault.signal_name))
+
+    with _counting(at), _wrapped(fault.phase, strike):
+        yield
+
+
+@contextmanager
+def _counting(at: dict[str, int]) -> Iterator[None]:
+    """Keep the number of the step that is being read or trained in `at["step"]`."""
+    timed, train_step = trainer.Trainer._timed, trainer.Trainer._train_step
+
+    def counted(self: trainer.Trainer, batches: Iterator[Any]) -> Iterator[Any]:
+        at["step"] = self.step
+        for number, batch in timed(self, batches):
+            yield number, batch
+            at["step"] = number + 1
+
+    def noted(self: trainer.Trainer, step: int, batches: Any) -> Any:
+        at["step"] = step
+        return train_step(self, step, batches)
+
+    with mock.patch.object(trainer.Trainer, "_timed", counted), mock.patch.object(trainer.Trainer, "_train_step", noted):
+        yield
+
+
+def _wrapped(phase: str, strike: Callable[[], None]) -> Any:
+    """A patch that strikes when the phase begins."""
+    if phase == "data":
+        return mock.patch.object(trainer.Trainer, "_micro_batches", _first(trainer.Trainer._micro_batches, strike))
+    if phase == "forward":
+        return mock.patch.object(trainer.Trainer, "_forward", _first(trainer.Trainer._forward, strike))
+    if phase == "all_to_all":
+        return mock.patch.object(collectives.dist, "all_to_all_single", _first(collectives.dist.all_to_all_single, strike))
+    if phase in ("backward", "optimizer"):
+        return mock.patch.object(trainer, "build_engine", _engine_that_strikes("backward" if phase == "backward" else "step", strike))
+    part = {"checkpoint_copy": "_snapshot", "checkpoint_write": "_write_part", "manifest_rename": "_commit"}[phase]
+    return mock.patch.object(save, part, _first(getattr(save, part), strike))
+
+
+def _first(function: Callable[..., Any], strike: Callable[[], None]) -> Callable[..., Any]:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        strike()
+        return function(*args, **kwargs)
+
+    return wrapped
+
+
+def _engine_that_strikes(method: str, strike: Callable[[], None]) -> Callable[..., Any]:
+    build = trainer.build_engine
+
+    def built(*args: Any) -> Any:
+        engine = build(*args)
+        setattr(engine, method, _first(getattr(engine, method), strike))
+        return engine
+
+    return built

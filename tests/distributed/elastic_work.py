@@ -1,0 +1,36 @@
+"""Rank functions of test_elastic.py: train with faults, noting which samples every step took."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from benchmarks.fault_injection import Fault, injected
+from distributed import trainer
+from distributed.recipe import check_recipe
+from distributed.run_folder import RunFolder
+
+
+def train(home: str, values: dict[str, Any], expert_parallel: int, resume: bool, fault: dict[str, Any] | None = None) -> str:
+    """Train to the end, or into the fault. A line a forward, `[step, ids]`, goes to `ids-<name>.jsonl`."""
+    os.environ["MOOTRON_HOME"] = home
+    rank = int(os.environ["RANK"])
+    recipe = check_recipe(values | {"expert_parallel": {"size": expert_parallel}}, "test")
+    folder = RunFolder.named(recipe.name)
+    if not resume:
+        folder.create(recipe)
+    forward = trainer.Trainer._forward
+    attempt = len(list(Path(home).glob(f"ids-{recipe.name}-*-{rank}.jsonl")))
+    notes = (Path(home) / f"ids-{recipe.name}-{attempt:02d}-{rank}.jsonl").open("w", buffering=1)
+
+    def noting(self: trainer.Trainer, step: int, ids: list[int], tokens_BT: torch.Tensor) -> Any:
+        notes.write(json.dumps([step, ids]) + "\n")
+        return forward(self, step, ids, tokens_BT)
+
+    with mock.patch.object(trainer.Trainer, "_forward", noting), injected(Fault(**fault) if fault else None, rank), notes:
+        return trainer.train(recipe, folder, resume)
