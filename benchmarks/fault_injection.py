@@ -14,19 +14,28 @@ from typing import Any
 from unittest import mock
 
 from distributed import collectives, trainer
-from distributed.checkpoint import save
+from distributed.checkpoint import commit, snapshot, writing
 
-PHASES = ("data", "forward", "all_to_all", "backward", "optimizer", "checkpoint_copy", "checkpoint_write", "manifest_rename")
+_CHECKPOINT_PARTS: dict[str, tuple[Any, str]] = {
+    "checkpoint_copy": (snapshot.HostBuffer, "take"),
+    "checkpoint_write": (writing, "write_part"),
+    "manifest_rename": (commit, "_check_fence"),  # the manifest lies beside its name
+}
+PHASES = ("data", "forward", "all_to_all", "backward", "optimizer", *_CHECKPOINT_PARTS)
 
 
 @dataclass(frozen=True)
 class Fault:
-    """`signal_name` (SIGKILL or SIGSTOP) to `rank` in `phase` of the first step from `step` on (from 0) that has that phase."""
+    """`signal_name` (SIGKILL or SIGSTOP) to `rank` in `phase` of the first step from `step` on (from 0) that has that phase.
+
+    `relative`: steps count from where the process began to train.
+    """
 
     rank: int
     step: int
     phase: str
     signal_name: str = "SIGKILL"
+    relative: bool = False
 
 
 @contextmanager
@@ -37,10 +46,10 @@ def injected(fault: Fault | None, rank: int, before: Callable[[], None] = lambda
         return
     if fault.phase not in PHASES:
         raise ValueError(f"phase is '{fault.phase}'; choose one of {', '.join(PHASES)}")
-    at = {"step": -1}
+    at = {"step": -1, "first": 0}
 
     def strike() -> None:
-        if at["step"] >= fault.step:
+        if at["step"] - (at["first"] if fault.relative else 0) >= fault.step:
             before()
             os.kill(os.getpid(), getattr(signal, fault.signal_name))
 
@@ -50,11 +59,11 @@ def injected(fault: Fault | None, rank: int, before: Callable[[], None] = lambda
 
 @contextmanager
 def _counting(at: dict[str, int]) -> Iterator[None]:
-    """Keep the number of the step that is being read or trained in `at["step"]`."""
+    """Keep the number of the step that is being read or trained in `at["step"]`, and of the first one in `at["first"]`."""
     timed, train_step = trainer.Trainer._timed, trainer.Trainer._train_step
 
     def counted(self: trainer.Trainer, batches: Iterator[Any]) -> Iterator[Any]:
-        at["step"] = self.step
+        at["step"] = at["first"] = self.step
         for number, batch in timed(self, batches):
             yield number, batch
             at["step"] = number + 1
@@ -77,8 +86,8 @@ def _wrapped(phase: str, strike: Callable[[], None]) -> Any:
         return mock.patch.object(collectives.dist, "all_to_all_single", _first(collectives.dist.all_to_all_single, strike))
     if phase in ("backward", "optimizer"):
         return mock.patch.object(trainer, "build_engine", _engine_that_strikes("backward" if phase == "backward" else "step", strike))
-    part = {"checkpoint_copy": "_snapshot", "checkpoint_write": "_write_part", "manifest_rename": "_commit"}[phase]
-    return mock.patch.object(save, part, _first(getattr(save, part), strike))
+    place, name = _CHECKPOINT_PARTS[phase]
+    return mock.patch.object(place, name, _first(getattr(place, name), strike))
 
 
 def _first(function: Callable[..., Any], strike: Callable[[], None]) -> Callable[..., Any]:

@@ -16,16 +16,15 @@ from distributed.recipe import check_recipe
 from distributed.run_folder import RunFolder
 
 
-def train(home: str, values: dict[str, Any], expert_parallel: int, resume: bool, fault: dict[str, Any] | None = None) -> str:
-    """Train to the end, or into the fault. A line a forward, `[step, ids]`, goes to `ids-<name>.jsonl`."""
+def train(home: str, values: dict[str, Any], expert_parallel: int, attempt: int, fault: dict[str, Any] | None = None) -> str:
+    """Train to the end, or into the fault; attempts after the first (0) resume. A line a forward, [step, ids], is noted below `home`."""
     os.environ["MOOTRON_HOME"] = home
     rank = int(os.environ["RANK"])
     recipe = check_recipe(values | {"expert_parallel": {"size": expert_parallel}}, "test")
     folder = RunFolder.named(recipe.name)
-    if not resume:
+    if attempt == 0:
         folder.create(recipe)
     forward = trainer.Trainer._forward
-    attempt = len(list(Path(home).glob(f"ids-{recipe.name}-*-{rank}.jsonl")))
     notes = (Path(home) / f"ids-{recipe.name}-{attempt:02d}-{rank}.jsonl").open("w", buffering=1)
 
     def noting(self: trainer.Trainer, step: int, ids: list[int], tokens_BT: torch.Tensor) -> Any:
@@ -33,4 +32,4 @@ def train(home: str, values: dict[str, Any], expert_parallel: int, resume: bool,
         return forward(self, step, ids, tokens_BT)
 
     with mock.patch.object(trainer.Trainer, "_forward", noting), injected(Fault(**fault) if fault else None, rank), notes:
-        return trainer.train(recipe, folder, resume)
+        return trainer.train(recipe, folder, resume=attempt > 0)
