@@ -27,10 +27,10 @@ class Event:
 
     `started`: the trainer begins at `step`; `begin` is when its wait began (submission or the wish to resume).
     `interval`: `steps` steps up to `step` took `seconds` (by part, rank mean), `skipped` of them without an update.
-    `ended`: the trainer left as it should.
+    `ended`: the trainer left as it should; `failed`: because another rank was gone. Both hold the time since the last interval.
     """
 
-    kind: Literal["started", "interval", "ended"]
+    kind: Literal["started", "interval", "ended", "failed"]
     time: float
     step: int
     begin: float = 0.0
@@ -90,8 +90,11 @@ def account(events: Iterable[Event]) -> dict[str, Any]:
             elapsed = event.time - last.time
             wall += elapsed
             useful, rest = _split(event, elapsed)
-            productive += useful
-            done.append((event, useful))
+            if event.kind == "failed":  # steps that nobody logged: they will be done again
+                lost["lost_steps"] += useful
+            else:
+                productive += useful
+                done.append((event, useful))
             for name, seconds in rest.items():
                 lost[name] += seconds
         last = event

@@ -113,12 +113,12 @@ class Metrics:
         if self._writer is not None:
             self._writer.validation(step, nats)
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         """Charge the time since the last logging, close the files, stop listening to spans. No collective."""
         seconds = self._clock.read()
         self._clock.close()
         if self._writer is not None:
-            self._writer.close(self._last_step, seconds)
+            self._writer.close(self._last_step, seconds, failed)
 
     def _reset(self) -> None:
         self._steps, self._skipped, self._tokens, self._own_tokens, self._damaged = 0, 0, 0, 0, 0

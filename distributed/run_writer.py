@@ -67,8 +67,8 @@ class RunWriter:
             self._board.scalars(step, {f"held_out_loss/{source}": value, f"held_out_perplexity/{source}": perplexity(value)})
         self._board.flush()
 
-    def close(self, step: int, seconds: dict[str, float]) -> None:
-        self._ledger.append(Event("ended", time.time(), step, seconds=seconds))
+    def close(self, step: int, seconds: dict[str, float], failed: bool) -> None:
+        self._ledger.append(Event("failed" if failed else "ended", time.time(), step, seconds=seconds))
         self._board.close()
 
     def _write_state(self, step: int, figures: dict[str, Any], held_out: dict[str, float]) -> None:

@@ -40,7 +40,9 @@ def build_summary(
         (positive `below_unigram` is good; negative `above_bigram` means better than the bigram model); with several,
         the comparison is with the mean over sources, which the baselines do not distinguish.
     """
-    last, over_run = metrics.figures, whole_run(run_lines(run))
+    lines = run_lines(run)
+    last = metrics.figures or next((line for line in reversed(lines) if "loss" in line), {})  # the run may have died after its last step
+    over_run = whole_run(lines)
     loss = sum(held_out.values()) / len(held_out) if held_out else None
     summary = {
         "run": run.name,
@@ -68,6 +70,15 @@ def build_summary(
     summary = finite(summary)
     write_atomically(run.summary_path, json.dumps(summary, indent=1))
     return summary
+
+
+def says_finished(run: RunFolder, step: int) -> bool:
+    """Whether the summary speaks of this last step, rather than of an earlier stop or not at all."""
+    try:
+        summary = read_summary(run)
+    except RunError:
+        return False
+    return bool(summary.get("state") == "finished" and summary.get("step") == step)
 
 
 def run_lines(run: RunFolder) -> list[dict[str, Any]]:

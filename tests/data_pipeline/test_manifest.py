@@ -43,8 +43,8 @@ def test_a_whole_set_passes(two_sources: tuple[DataConfig, Path]) -> None:
     [
         (lambda folder: (folder / MANIFEST).unlink(), "holds no prepared data set"),
         (lambda folder: (folder / MANIFEST).write_text("{"), "manifest.json cannot be read"),
-        (lambda folder: (folder / MANIFEST).write_text('{"format": 99}'), "has format 99, this version reads 1"),
-        (lambda folder: (folder / MANIFEST).write_text('{"format": 1}'), "manifest.json is damaged"),
+        (lambda folder: (folder / MANIFEST).write_text('{"format": 99}'), "has format 99, this version reads 2"),
+        (lambda folder: (folder / MANIFEST).write_text('{"format": 2}'), "manifest.json is damaged"),
         (lambda folder: (folder / "big/train/shard.00000.mds").unlink(), "shard .*big/train/shard.00000.mds is missing"),
         (lambda folder: (folder / "big/train/index.json").unlink(), "shard index .*big/train/index.json is missing"),
         (lambda folder: flip(folder / "big/train/index.json", 5), "shard index .*big/train/index.json is damaged"),

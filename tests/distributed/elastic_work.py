@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,7 +17,9 @@ from distributed.recipe import check_recipe
 from distributed.run_folder import RunFolder
 
 
-def train(home: str, values: dict[str, Any], expert_parallel: int, attempt: int, fault: dict[str, Any] | None = None) -> str:
+def train(
+    home: str, values: dict[str, Any], expert_parallel: int, attempt: int, fault: dict[str, Any] | None = None, die_at_the_end: bool = False
+) -> str:
     """Train to the end, or into the fault; attempts after the first (0) resume. A line a forward, [step, ids], is noted below `home`."""
     os.environ["MOOTRON_HOME"] = home
     rank = int(os.environ["RANK"])
@@ -31,5 +34,12 @@ def train(home: str, values: dict[str, Any], expert_parallel: int, attempt: int,
         notes.write(json.dumps([step, ids]) + "\n")
         return forward(self, step, ids, tokens_BT)
 
-    with mock.patch.object(trainer.Trainer, "_forward", noting), injected(Fault(**fault) if fault else None, rank), notes:
+    def finish(self: trainer.Trainer) -> None:
+        if die_at_the_end and rank == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        end(self)
+
+    end = trainer.Trainer._finish
+    patches = mock.patch.multiple(trainer.Trainer, _forward=noting, _finish=finish)
+    with patches, injected(Fault(**fault) if fault else None, rank), notes:
         return trainer.train(recipe, folder, resume=attempt > 0)

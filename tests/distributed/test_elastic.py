@@ -180,3 +180,16 @@ def digests(home: Path, name: str) -> dict[str, Any]:
     manifest = read_manifest(checkpoint_path(folder, max(list_checkpoints(folder))))
     files = [record.digest for _, record in sorted(manifest.files.items())]
     return {"files": files, "step": manifest.step, **manifest.meta.model_dump(include={"tokens", "applied_steps", "data", "metrics"})}
+
+
+def test_a_run_that_dies_after_its_last_checkpoint_only_has_to_say_so(home: Path, pool: Pool) -> None:
+    values = recipe(home, "at-the-end", {"replay": "off"}, every=2)
+    values["train"] |= {"steps": 4, "global_batch": 4, "micro_batch": 2}
+    common = {"home": str(home), "values": values, "expert_parallel": 2, "timeout": 100}
+    with pytest.raises(WorkerError, match="rank 0 died with exit code -9"):
+        pool.run(2, "elastic_work:train", attempt=0, die_at_the_end=True, **common)
+    run = home / "runs" / "at-the-end"
+    assert max(list_checkpoints(run / "checkpoints")) == 4 and not (run / "summary.json").exists()
+    assert pool.run(2, "elastic_work:train", attempt=1, **common) == ["finished"] * 2
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["state"] == "finished" and summary["losses"]["held_out"] and summary["losses"]["train"]

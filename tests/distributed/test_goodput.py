@@ -85,3 +85,11 @@ def test_a_ledger_passes_over_a_line_cut_by_a_crash(tmp_path: Path) -> None:
 
 def test_an_empty_ledger() -> None:
     assert account([])["goodput"] == 0.0
+
+
+def test_steps_between_the_last_logging_and_a_failure_are_lost_and_then_it_is_a_restart() -> None:
+    failed = Event("failed", 26, 20, seconds={"forward": 4.0, "data": 1.0})
+    events = [started(0), interval(10, 10, forward=10), interval(20, 20, forward=10), failed, started(40, step=20, begin=39)]
+    assert lost(events) == {"lost_steps": 4, "data": 1, "other": 1, "restart": 14}
+    assert account(events)["productive"] == 20
+    assert_adds_up(events)

@@ -1,0 +1,179 @@
+"""A fixed job under a seeded storm of faults against the same job undisturbed: goodput, time to recover, samples, losses.
+
+    ./launch.sh bench faults [--faults 8] [--seed 0] [--workers 2] [--log FILE]
+
+A small MoEUT on the Python source of this machine, with expert parallelism over the workers and a checkpoint every three steps, runs twice
+under the real launcher, supervisor and Ray: once in peace, once with a SIGKILL (or, for every eighth, a SIGSTOP) to a random rank in a
+random phase soon after each start. Exit code 1 if the two runs differ in samples or losses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks.fault_injection import Fault
+from benchmarks.fault_storm import TARGET, draw_storm, samples_of, write_storm
+from cluster.corpus import ensure_corpus
+from cluster.events import FAILURES, RunEvent, read_events
+from cluster.launcher import Start, launch
+from cluster.run_lock import RunLock
+from cluster.sizing import plan_run
+from distributed.goodput import Ledger, account
+from distributed.recipe import Recipe, check_recipe
+from distributed.run_folder import RunFolder
+
+LEAST_STEPS = 4
+"""A fault comes this many steps after a start, or up to twice as many: later than a checkpoint, so that the run gets on."""
+HANG_SECONDS = 15.0
+
+
+def main(argv: list[str]) -> int:
+    """Run both, compare, print."""
+    args = _parse(argv)
+    console = Console()
+    with tempfile.TemporaryDirectory(prefix="mootron-faults-") as home:
+        os.environ["MOOTRON_HOME"] = home
+        storm = draw_storm(args.faults, args.workers, args.seed, LEAST_STEPS, hang_share=args.hangs)
+        steps = 2 * LEAST_STEPS * args.faults + 20
+        peace = _run("peace", steps, args.workers, [], console)
+        stormy = _run("storm", steps, args.workers, storm, console)
+        report = compare(peace, stormy, storm)
+    lines = report_lines(report)
+    print("\n".join(lines))
+    if args.log is not None:
+        header = f"./launch.sh bench faults --faults {args.faults} --seed {args.seed} --workers {args.workers}, {time.strftime('%Y-%m-%d')}"
+        args.log.write_text("\n".join([header, "", *lines, "", *map(json.dumps, report["faults"])]) + "\n")
+    return 0 if report["samples_equal"] and report["losses_equal"] and report["struck"] == args.faults else 1
+
+
+def compare(peace: RunFolder, stormy: RunFolder, storm: list[Fault]) -> dict[str, Any]:
+    """What the storm cost, and whether it changed anything."""
+    expected, found = samples_of(peace), samples_of(stormy)
+    events = read_events(stormy)
+    failures = [event for event in events if event.kind in FAILURES]
+    losses = [_figures(run, ("loss", "grad_norm")) for run in (peace, stormy)]
+    return {
+        "steps": len(expected),
+        "struck": len(failures),
+        "samples_equal": found == expected,
+        "steps_with_other_samples": sum(found.get(step) != ids for step, ids in expected.items()),
+        "losses_equal": losses[0] == losses[1],
+        "goodput": {run.name: account(Ledger(run.path / "goodput.jsonl").events()) for run in (peace, stormy)},
+        "steps_done_again": _steps_done_again(stormy),
+        "recoveries": _recoveries(events, storm),
+        "faults": [{"n": number, **fault.__dict__} for number, fault in enumerate(storm)],
+    }
+
+
+def report_lines(report: dict[str, Any]) -> list[str]:
+    """The report for a person."""
+    lines = [
+        f"{report['struck']} faults struck in {report['steps']} steps",
+        f"samples lost or repeated: {report['steps_with_other_samples']} steps with other samples; losses and gradient norms "
+        f"{'equal to the last bit' if report['losses_equal'] else 'DIFFER'}",
+        f"steps done again: {report['steps_done_again']}",
+    ]
+    for name, figures in report["goodput"].items():
+        parts = ", ".join(f"{kind} {seconds:.0f}" for kind, seconds in figures["lost"].items() if seconds >= 0.5)
+        lines.append(f"{name}: goodput {figures['goodput']:.1%} of {figures['wall']:.0f} s; lost seconds: {parts}")
+    lines.append("seconds from the fault to the first step beyond the last one finished, by kind (n, median, worst):")
+    for kind, seconds in sorted(report["recoveries"]["by_kind"].items()):
+        lines.append(f"  {kind:<28} {len(seconds):>4} {statistics.median(seconds):>7.1f} {max(seconds):>7.1f}")
+    for part, seconds in report["recoveries"]["parts"].items():
+        lines.append(f"  of it: {part:<21} {len(seconds):>4} {statistics.median(seconds):>7.1f} {max(seconds):>7.1f}")
+    return lines
+
+
+def _recoveries(events: list[RunEvent], storm: list[Fault]) -> dict[str, dict[str, list[float]]]:
+    """Seconds to recover by signal and phase, and where they went."""
+    by_kind: dict[str, list[float]] = defaultdict(list)
+    parts: dict[str, list[float]] = defaultdict(list)
+    group = -1
+    struck: Fault | None = None
+    for event in events:
+        if event.kind == "started":
+            group += 1
+        elif event.kind in FAILURES and group < len(storm):
+            struck = storm[group]
+        elif event.kind == "recovered" and struck is not None and event.seconds is not None:
+            by_kind[f"{struck.signal_name} in {struck.phase}"].append(event.seconds)
+            for part, seconds in (event.parts or {}).items():
+                parts[part].append(seconds)
+    return {"by_kind": dict(by_kind), "parts": dict(parts)}
+
+
+def _steps_done_again(run: RunFolder) -> int:
+    """Steps that more than one group trained."""
+    groups: dict[int, set[str]] = defaultdict(set)
+    for path in (run.path / "samples").glob("*-00000.jsonl"):
+        for line in path.read_text().splitlines():
+            if line.endswith("]"):
+                groups[json.loads(line)[0]].add(path.name)
+    return sum(len(names) - 1 for names in groups.values())
+
+
+def _figures(run: RunFolder, names: tuple[str, ...]) -> dict[int, tuple[float, ...]]:
+    lines = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
+    return {line["step"]: tuple(line[name] for name in names) for line in lines if "loss" in line}
+
+
+def _run(name: str, steps: int, workers: int, storm: list[Fault], console: Console) -> RunFolder:
+    """One run under the launcher; `storm` empty for the one in peace."""
+    recipe = _recipe(name, steps, workers)
+    run = RunFolder.named(recipe.name)
+    with RunLock(run) as lock:
+        ensure_corpus(recipe, console)
+        run.create(recipe)
+        write_storm(run, storm)
+        code = launch(Start(run, recipe, plan_run(recipe), target=TARGET), lock, console)
+    if code:
+        sys.exit(f"the run '{name}' ended with code {code}: {run.read_state().get('reason')}")
+    return run
+
+
+def _recipe(name: str, steps: int, workers: int) -> Recipe:
+    values: dict[str, Any] = {
+        "name": name,
+        "model": {
+            "vocab_size": 512,
+            "d_model": 32,
+            "depth": {"group": 2, "repeats": 2},
+            "attention": {"kind": "switchhead", "n_heads": 2, "d_head": 16, "n_experts": 3, "top_k": 2},
+            "feed_forward": {"kind": "sigma_moe", "n_experts": 7, "d_expert": 16, "top_k": 3},
+        },
+        "data": {
+            "folder": "corpora/faults",
+            "sources": [{"name": "python", "kind": "installed_python", "max_megabytes": 1.0}],
+            "tokenizer": {"kind": "byte_bpe", "vocab_size": 512},
+            "seq_len": 32,
+            "loader_workers": 0,
+        },
+        "train": {"steps": steps, "global_batch": 8, "micro_batch": 2, "lr": 1e-2, "precision": "fp32"},
+        "expert_parallel": {"size": workers},
+        "checkpoint": {"every": 3},
+        "validation": {"every": 10 * steps, "windows": 2},
+        "logging": {"every": 1, "heat_maps_every": 10 * steps},
+        "cluster": {"workers": workers, "max_failures_an_hour": 100_000, "max_failures_a_host": 100_000, "hang_seconds": HANG_SECONDS},
+    }
+    return check_recipe(values, "bench faults")
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="./launch.sh bench faults")
+    parser.add_argument("--faults", type=int, default=8, help="how many (default: 8, one for each phase)")
+    parser.add_argument("--seed", type=int, default=0, help="of the storm (default: 0)")
+    parser.add_argument("--workers", type=int, default=2, help="ranks (default: 2)")
+    parser.add_argument("--hangs", type=float, default=0.125, help="share of faults that stop a rank instead (default: 0.125)")
+    parser.add_argument("--log", type=Path, help="write the report to this file as well")
+    return parser.parse_args(argv)
