@@ -32,6 +32,7 @@ COMMANDS = {
     "doctor": "check this machine and say what to do about faults",
     "bench": "run a benchmark",
     "test": "run the tests (arguments go to pytest)",
+    "soak": "a job through 200 faults, compared with the same job undisturbed",
 }
 
 

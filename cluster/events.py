@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,12 @@ def since_launch(events: list[RunEvent]) -> list[RunEvent]:
     """The events after the last launch by a person."""
     launches = [position for position, event in enumerate(events) if event.kind == "launched"]
     return events[launches[-1] + 1 :] if launches else events
+
+
+def restarts(events: Sequence[RunEvent]) -> int:
+    """How often a group was started again without anyone asking."""
+    kinds = [event.kind for event in events if event.kind in ("launched", "started")]
+    return sum(pair == ("started", "started") for pair in pairwise(kinds))
 
 
 def words(event: RunEvent) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections import defaultdict
 
+from cluster.preflight import PORT as PREFLIGHT_PORT
 from cluster.rank_process import DEVICE_VARIABLES, NodeFacts
 
 
@@ -18,8 +19,8 @@ def rank_order(places: list[NodeFacts]) -> list[int]:
     return sorted(range(len(places)), key=key)
 
 
-def group_environment(places: list[NodeFacts], port: int, cpus_per_worker: float) -> list[dict[str, str]]:
-    """Environment of every rank; `places` in rank order, rank 0 listening on `port`.
+def group_environment(places: list[NodeFacts], ports: tuple[int, int], cpus_per_worker: float) -> list[dict[str, str]]:
+    """Environment of every rank; `places` in rank order, rank 0 listening on `ports` (the trainer's and the preflight's).
 
     Ranks of a node see all devices of the node's ranks, in rank order, so that LOCAL_RANK is the device's number
     and the ranks can reach each other's memory.
@@ -27,10 +28,10 @@ def group_environment(places: list[NodeFacts], port: int, cpus_per_worker: float
     ranks_of: dict[str, list[int]] = defaultdict(list)
     for rank, place in enumerate(places):
         ranks_of[place.node].append(rank)
-    return [_rank_environment(rank, places, ranks_of[place.node], port, cpus_per_worker) for rank, place in enumerate(places)]
+    return [_rank_environment(rank, places, ranks_of[place.node], ports, cpus_per_worker) for rank, place in enumerate(places)]
 
 
-def _rank_environment(rank: int, places: list[NodeFacts], node_ranks: list[int], port: int, cpus: float) -> dict[str, str]:
+def _rank_environment(rank: int, places: list[NodeFacts], node_ranks: list[int], ports: tuple[int, int], cpus: float) -> dict[str, str]:
     place = places[rank]
     environment = {
         "RANK": str(rank),
@@ -38,7 +39,8 @@ def _rank_environment(rank: int, places: list[NodeFacts], node_ranks: list[int],
         "LOCAL_RANK": str(node_ranks.index(rank)),
         "LOCAL_WORLD_SIZE": str(len(node_ranks)),
         "MASTER_ADDR": places[0].address,
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(ports[0]),
+        PREFLIGHT_PORT: str(ports[1]),
         "GLOO_SOCKET_IFNAME": place.interface,
         "NCCL_SOCKET_IFNAME": f"={place.interface}",  # without "=" NCCL takes every interface that begins so
         "OMP_NUM_THREADS": str(max(1, int(cpus))),

@@ -5,21 +5,27 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import asdict, dataclass, replace
 from types import FrameType
 from typing import Any
 
 from rich.console import Console
 
+from cluster.checkpoints import checkpoint_steps
 from cluster.errors import USER_ERRORS
-from cluster.exit_codes import DONE, RESUME_ME, USER_ERROR
+from cluster.events import RunEvent, append_event, read_events, since_launch
+from cluster.exit_codes import DONE, DRIVER_LOST, FAILED, RESUME_ME, USER_ERROR
+from cluster.failures import how_it_ended
+from cluster.group_plan import GroupPlan
 from cluster.progress import follow
 from cluster.recipes import CODE_ROOT
+from cluster.restarts import decide
 from cluster.run_lock import RunLock
 from cluster.worker import TRAINER
-from cluster.worker_group import GroupPlan
 from distributed.errors import RunError
 from distributed.recipe import Recipe
 from distributed.run_folder import RunFolder
@@ -52,15 +58,31 @@ class Start:
 def launch(start: Start, lock: RunLock, console: Console) -> int:
     """Run to the end; returns the exit code. The caller holds the run's lock, which the driver shares.
 
+    A driver that is killed, or whose Ray is gone, is replaced: within the bounds that hold for ranks, from the newest checkpoint.
+
     Raises:
         RunError: the workers found a mistake that the user can mend.
     """
     run = start.run
     run.stop_path.unlink(missing_ok=True)
     run.write_state("starting", **_position(run))
+    append_event(run, RunEvent("launched"))
+    with StopOnSignal(run, console) as signals:
+        while True:
+            signals.driver = driver = start_driver(start, lock)
+            follow(run, start.recipe.train.steps, lambda driver=driver: driver.poll() is None, console)  # type: ignore[misc]
+            code = driver.wait()
+            if signals.heard or not is_lost(run, code) or not go_on(run, start.recipe, code, console):
+                break
+            start = replace(start, resume=True)
+    return conclude(run, code, console)
+
+
+def start_driver(start: Start, lock: RunLock) -> subprocess.Popen[bytes]:
+    """The process that holds the run's Ray, in a session of its own."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(CODE_ROOT), os.environ.get("PYTHONPATH"))))}
-    with (run.logs / "driver.log").open("ab") as log:
-        driver = subprocess.Popen(
+    with (start.run.logs / "driver.log").open("ab") as log:
+        return subprocess.Popen(
             start.command(),
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -69,16 +91,35 @@ def launch(start: Start, lock: RunLock, console: Console) -> int:
             pass_fds=(lock.descriptor,),
             start_new_session=True,
         )
-    with StopOnSignal(run, driver, console):
-        follow(run, start.recipe.train.steps, lambda: driver.poll() is None, console)
-    return conclude(run, driver.wait(), console)
+
+
+def is_lost(run: RunFolder, code: int) -> bool:
+    """Whether the driver ended in a way that says nothing about the run: killed, its Ray gone, or dead without a reason given."""
+    if code in (DONE, RESUME_ME, USER_ERROR):
+        return False
+    return not (code == FAILED and run.read_state().get("reason"))
+
+
+def go_on(run: RunFolder, recipe: Recipe, code: int, console: Console) -> bool:
+    """Note a lost driver, wait as is due, and say whether another may start."""
+    how = "Ray's head is gone" if code == DRIVER_LOST else how_it_ended(code)
+    step = run.read_state().get("step")
+    append_event(run, RunEvent("driver lost", host=socket.gethostname(), step=step, reason=how))
+    decision = decide(since_launch(read_events(run)), recipe.cluster.max_failures_an_hour, time.time())
+    if not decision.go_on:
+        run.write_state("failed", **_position(run), reason=f"the driver was lost: {how}; {decision.reason}")
+        return False
+    console.print(f"the driver was lost ({how}); another starts", highlight=False)
+    time.sleep(decision.wait_seconds)
+    return True
 
 
 class StopOnSignal:
     """While the block runs, the first signal asks the run to stop after a checkpoint, the second ends it at once."""
 
-    def __init__(self, run: RunFolder, driver: subprocess.Popen[bytes], console: Console) -> None:
-        self.run, self.driver, self.console = run, driver, console
+    def __init__(self, run: RunFolder, console: Console) -> None:
+        self.run, self.console = run, console
+        self.driver: subprocess.Popen[bytes] | None = None
         self.previous: dict[int, Any] = {}
         self.heard = False
 
@@ -91,8 +132,7 @@ class StopOnSignal:
     def __exit__(self, *fault: object) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
-        if self.driver.poll() is None:
-            self.end_driver()
+        self.end_driver()
 
     def hear(self, number: int, frame: FrameType | None) -> None:
         """Signal handler."""
@@ -106,6 +146,8 @@ class StopOnSignal:
 
     def end_driver(self) -> None:
         """Take the run down: the driver ends its workers and its Ray; if it cannot, the kernel does."""
+        if self.driver is None or self.driver.poll() is not None:
+            return
         self.driver.terminate()
         try:
             self.driver.wait(TAKE_DOWN_SECONDS)
@@ -131,7 +173,7 @@ def conclude(run: RunFolder, code: int, console: Console) -> int:
         run.write_state("failed", **_position(run), reason="the driver was killed")
         state = run.read_state()
     print(f"mootron: run {run.name} failed: {state.get('reason')}", file=sys.stderr)
-    if any(run.checkpoints.glob("step-*")):
+    if checkpoint_steps(run):
         print(f"go on from its newest checkpoint with: ./launch.sh resume {run.name}", file=sys.stderr)
     else:
         print("it has no checkpoint yet: start it again with the same command", file=sys.stderr)

@@ -40,9 +40,9 @@ def allowed_layouts(recipe: Recipe, worlds: range) -> Iterator[Layout]:
 
 
 def largest_expert_parallel(recipe: Recipe, world: int) -> int | None:
-    """The largest divisor of `world` up to the recipe's expert_parallel.size that passes every check; None where none does."""
+    """The largest divisor of `world` up to the recipe's expert_parallel.size that passes `check_world`; None where none does."""
     for size in range(min(world, recipe.expert_parallel.size), 0, -1):
-        if world % size == 0 and _passes(with_expert_parallel(recipe, size), world):
+        if _passes(with_expert_parallel(recipe, size), world):
             return size
     return None
 

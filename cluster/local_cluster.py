@@ -67,7 +67,7 @@ def ensure_cluster() -> str:
     command += ["--node-ip-address", LOOPBACK, "--port", str(free_port()), "--temp-dir", str(folder)]
     command += ["--dashboard-host", LOOPBACK, "--dashboard-port", str(DASHBOARD_PORT)]
     command += ["--num-cpus", str(max(os.cpu_count() or 1, WORKERS_WITHOUT_GPU))]
-    environment = {**os.environ, LAPTOP_SWITCH: "0"}  # loopback: see ray_session
+    environment = {**os.environ, LAPTOP_SWITCH: "0", "RAY_worker_niceness": "0"}  # see ray_session
     with (folder / "start.log").open("wb") as log:
         head = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
     (folder / "pid").write_text(str(head.pid))

@@ -1,19 +1,18 @@
-"""New lines of a run's metrics.jsonl, as they are written."""
+"""New lines of a file of JSON lines (metrics.jsonl, events.jsonl), as they are written."""
 
 from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from typing import Any
-
-from distributed.run_folder import RunFolder
 
 
 class MetricsTail:
     """Reads from where the file ends now; follows it when a resumed trainer replaces it by a shorter one."""
 
-    def __init__(self, run: RunFolder) -> None:
-        self.path = run.metrics_path
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self.inode, self.offset = self._identity()
 
     def read(self) -> list[dict[str, Any]]:

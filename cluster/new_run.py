@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from dataclasses import dataclass
 
 from rich.console import Console
 
+from cluster.checkpoints import checkpoint_steps
 from cluster.corpus import ensure_corpus
+from cluster.group_plan import GroupPlan
 from cluster.launcher import Start, launch
 from cluster.recipes import find_recipe, split_words
 from cluster.run_lock import RunLock, lock_path
 from cluster.sizing import fit_expert_parallel, plan_run
-from cluster.worker_group import GroupPlan
 from distributed.errors import RunError
 from distributed.recipe import Recipe, check_world, load_recipe
 from distributed.run_folder import RunFolder
@@ -115,7 +115,7 @@ def clear_unstarted(run: RunFolder) -> None:
 
 def has_checkpoint(run: RunFolder) -> bool:
     """Whether a resume has something to start from."""
-    return any(run.checkpoints.glob("step-*"))
+    return bool(checkpoint_steps(run))
 
 
 def find_checkpoint(words: str) -> tuple[RunFolder, int]:
@@ -126,7 +126,7 @@ def find_checkpoint(words: str) -> tuple[RunFolder, int]:
     """
     name, at, step = words.partition("@")
     run = RunFolder.existing(name)
-    found = sorted(int(match[1]) for path in run.checkpoints.glob("step-*") if (match := re.fullmatch(r"step-(\d+)", path.name)))
+    found = checkpoint_steps(run)
     if not found:
         raise RunError(f"--from {words}: run '{name}' has no checkpoint")
     if not at:

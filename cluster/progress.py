@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
+from cluster.events import RunEvent, events_path
+from cluster.events import words as event_words
 from cluster.metrics_tail import MetricsTail
 from distributed.run_folder import RunFolder
 
@@ -18,15 +20,18 @@ PLAIN_SECONDS = 10.0
 
 def follow(run: RunFolder, steps: int, alive: Callable[[], bool], console: Console) -> None:
     """Show the run's figures until `alive` says no. `steps`: how many the run will have."""
-    tail = MetricsTail(run)
+    tail, news = MetricsTail(run.metrics_path), MetricsTail(events_path(run))
     show = LiveLine(steps, console) if console.is_terminal else PlainLines(steps, console)
     with show:
-        while alive():
+        while True:
+            last = not alive()
+            for line in news.read():
+                show.event(event_words(RunEvent(**line)))
             for figures in tail.read():
                 show.figures(figures)
+            if last:
+                return
             time.sleep(REFRESH_SECONDS)
-        for figures in tail.read():
-            show.figures(figures)
 
 
 class PlainLines:
@@ -53,6 +58,10 @@ class PlainLines:
             if time.monotonic() - self.shown_at >= PLAIN_SECONDS:
                 self._print(figures)
 
+    def event(self, words: str) -> None:
+        """Something happened to the group."""
+        self.console.print(words, highlight=False, markup=False, soft_wrap=True)
+
     def _print(self, figures: dict[str, Any]) -> None:
         self.console.print(f"step {figures['step']}/{self.steps}  {words(figures, self.steps)}", highlight=False)
         self.shown_at, self.waiting = time.monotonic(), None
@@ -73,6 +82,10 @@ class LiveLine:
 
     def __exit__(self, *fault: object) -> None:
         self.bar.stop()
+
+    def event(self, words: str) -> None:
+        """Something happened to the group."""
+        self.bar.console.print(words, highlight=False, markup=False, soft_wrap=True)
 
     def figures(self, figures: dict[str, Any]) -> None:
         """Take one line of metrics.jsonl."""

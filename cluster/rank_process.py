@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
+import shutil
 import signal
 import socket
-import subprocess
-import sys
-import threading
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.network import free_port, interface_of
+from cluster.child import Child, Outcome
+from cluster.network import free_ports, interface_of
+from cluster.warm_up import modules_path
+from distributed import heartbeat
 from distributed.run_folder import RunFolder
 
 # Ray narrows these to an actor's own devices; see group_environment for why a node's ranks share them again.
 DEVICE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
-_PIPE_BYTES = 65_000  # what a pipe holds unread: the result is read after the process has ended
+FIXED_VARIABLES = ("OMP_NUM_THREADS", "PYTHONUNBUFFERED", "TOKENIZERS_PARALLELISM", *DEVICE_VARIABLES)
+"""What is read when Python or torch loads: a spare process is of use only to a task that has them as they were."""
+
+_FOLDER = "mootron-rank"
 
 
 @dataclass(frozen=True)
@@ -36,23 +41,30 @@ class NodeFacts:
 
 @dataclass(frozen=True)
 class RankTask:
-    """What one rank is to run: environment on top of the node's own, and the words after `python -m cluster.worker`."""
+    """What one rank is to run: environment on top of the node's own, and the words after `python -m cluster.worker`.
+
+    `spare`: keep a second process ready once training is under way.
+    """
 
     rank: int
     environment: dict[str, str]
     arguments: tuple[str, ...]
+    spare: bool = False
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How a rank ended: `result` of the training function, else `error`; `code` is the exit code (negative: a signal)."""
+class RankReport:
+    """How a rank stands: its outcome once it has ended, else its last pulse and how old that is on its own host.
+
+    `stopped`: its process was stopped by a signal; `heard`: its actor answered lately.
+    """
 
     rank: int
-    host: str
-    ended: float
-    code: int | None = None
-    result: str | None = None
-    error: str | None = None
+    outcome: Outcome | None = None
+    pulse: heartbeat.Pulse | None = None
+    pulse_age: float = 0.0
+    stopped: bool = False
+    heard: bool = True
 
 
 class RankProcess:
@@ -60,8 +72,10 @@ class RankProcess:
 
     def __init__(self, run_path: str) -> None:
         self.run = RunFolder(Path(run_path))
-        self.process: subprocess.Popen[bytes] | None = None
-        self.outcome: Outcome | None = None
+        self.folder = own_folder()
+        self.task: RankTask | None = None
+        self.child: Child | None = None
+        self.spare: Child | None = None
 
     def facts(self) -> NodeFacts:
         """Facts of the node this actor was placed on.
@@ -82,50 +96,89 @@ class RankProcess:
             sees_run=self.run.recipe_path.is_file(),
         )
 
-    def free_port(self, address: str) -> int:
-        """A port on this node for the ranks to meet at."""
-        return free_port(address)
+    def free_ports(self, address: str, count: int) -> list[int]:
+        """Ports on this node for the ranks to meet at."""
+        return free_ports(address, count)
 
     def start(self, task: RankTask) -> int:
-        """Start the rank's process, its output appended to its log; returns the process id."""
-        reader, writer = os.pipe()
-        command = [sys.executable, "-P", "-m", "cluster.worker", "--run", str(self.run.path), *task.arguments]
-        command += ["--parent", str(os.getpid()), "--result-fd", str(writer)]
-        code_root = str(Path(__file__).resolve().parent.parent)
-        environment = {**os.environ, **task.environment, "PYTHONPATH": _prepend(code_root, os.environ.get("PYTHONPATH"))}
+        """Start the rank's process, in the spare one if there is one; its output goes to its log. Returns the process id."""
+        with contextlib.suppress(FileNotFoundError):
+            self._beat_path.unlink()
+        task.environment[heartbeat.VARIABLE] = str(self._beat_path)
         self.run.logs.mkdir(parents=True, exist_ok=True)
-        with rank_log(self.run, task.rank).open("ab") as log:
-            log.write(f"--- rank {task.rank} starts, {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
-            log.flush()
-            # A session of its own: a terminal's Ctrl-C is the launcher's to handle, and the group can be killed as one.
-            self.process = subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(writer,), start_new_session=True
-            )
-        os.close(writer)
-        threading.Thread(target=self._await_end, args=(self.process, task.rank, reader), daemon=True).start()
-        return self.process.pid
+        log = rank_log(self.run, task.rank)
+        spare = self._take_spare(task)
+        with log.open("a") as file:
+            how = "in a warm process, " if spare else ""
+            file.write(f"--- rank {task.rank} starts, {how}{time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        arguments = ("--run", str(self.run.path), *task.arguments)
+        if spare:
+            spare.assign(task.rank, task.environment, arguments, log)
+        self.child = spare or Child(task.rank, task.environment, arguments, log)
+        self.task = task
+        return self.child.process.pid
 
-    def poll(self) -> Outcome | None:
-        """How the rank ended, None while it runs."""
-        return self.outcome
+    def report(self) -> RankReport:
+        """How the rank stands. Makes a spare process once training is under way."""
+        if self.child is None or self.task is None:
+            raise RuntimeError("report before start")
+        outcome, pulse = self.child.outcome, heartbeat.read_pulse(self._beat_path)
+        if outcome:
+            return RankReport(self.task.rank, outcome, pulse)
+        if self.task.spare and self.spare is None and pulse and pulse.in_training:
+            self._make_spare(self.task)
+        age = time.time() - pulse.time if pulse else 0.0
+        return RankReport(self.task.rank, None, pulse, age, _is_stopped(self.child.process.pid))
+
+    def ask_for_stack(self) -> None:
+        """Let the rank write all its threads' stacks to its log (faulthandler)."""
+        if self.child is not None and self.child.outcome is None:
+            self.child.process.send_signal(signal.SIGUSR1)
 
     def kill(self) -> None:
-        """End the rank's process and its children now."""
-        if self.process is not None and self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+        """End the rank's process and its children now; the spare stays."""
+        if self.child is not None:
+            self.child.kill()
 
-    def _await_end(self, process: subprocess.Popen[bytes], rank: int, reader: int) -> None:
-        code = process.wait()
-        ended = time.time()
-        os.set_blocking(reader, False)  # a child of the rank may still hold the pipe open
-        try:
-            text = os.read(reader, _PIPE_BYTES)
-        except BlockingIOError:
-            text = b""
-        os.close(reader)
-        words = json.loads(text) if text else {}
-        self.outcome = Outcome(rank, socket.gethostname(), ended, code, words.get("result"), words.get("error"))
+    def close(self) -> None:
+        """End everything and tidy up."""
+        self.kill()
+        if self.spare is not None:
+            self.spare.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def _beat_path(self) -> Path:
+        return self.folder / "beat"
+
+    def _make_spare(self, task: RankTask) -> None:
+        modules = modules_path(self._beat_path)
+        if modules.exists():
+            words = ("--warm-up", str(modules), "--run", str(self.run.path))
+            self.spare = Child(task.rank, self._fixed(task), words, self.run.logs / "spares.log")
+
+    def _take_spare(self, task: RankTask) -> Child | None:
+        spare, self.spare = self.spare, None
+        if spare is None:
+            return None
+        if spare.outcome is None and self.task is not None and self._fixed(self.task) == self._fixed(task):
+            return spare
+        spare.kill()
+        return None
+
+    @staticmethod
+    def _fixed(task: RankTask) -> dict[str, str]:
+        return {name: task.environment[name] for name in FIXED_VARIABLES if name in task.environment}
+
+
+def own_folder() -> Path:
+    """A folder of this process in memory, because a beat must not wait for a disk. Removes those of processes that were killed."""
+    base = Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir())
+    for folder in base.glob(f"{_FOLDER}-{os.getuid()}-*"):
+        process = folder.name.split("-")[3]
+        if Path("/proc/self").exists() and not Path(f"/proc/{process}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{_FOLDER}-{os.getuid()}-{os.getpid()}-", dir=base))
 
 
 def rank_log(run: RunFolder, rank: int) -> Path:
@@ -133,5 +186,8 @@ def rank_log(run: RunFolder, rank: int) -> Path:
     return run.logs / f"rank-{rank:05d}.log"
 
 
-def _prepend(folder: str, path: str | None) -> str:
-    return f"{folder}{os.pathsep}{path}" if path else folder
+def _is_stopped(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] in ("T", "t")
+    except (OSError, IndexError):
+        return False

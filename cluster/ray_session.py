@@ -24,6 +24,7 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_TQDM": "0",
+    "RAY_worker_niceness": "0",  # 15 by default: the ranks would give way to everything else on the machine
 }
 LAPTOP_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 START_ATTEMPTS = 3

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from cluster.events import read_events, restarts, words
 from cluster.progress import duration
 from cluster.run_lock import is_held
 from distributed.run_folder import RunFolder, runs_root
@@ -26,13 +27,20 @@ class RunStatus:
     tokens_per_second: float | None
     age_seconds: float | None
     reason: str | None
+    restarts: int = 0
+    last_event: str | None = None
 
 
 def status_of(run: RunFolder) -> RunStatus:
     """Read a run's state and look for its processes."""
     found = run.read_state()
     state = found["state"]
-    if state in AT_WORK and not is_held(run):
+    events = read_events(run)
+    news = [event for event in events if event.kind not in ("launched", "started")]
+    held = is_held(run)
+    if state == "failed" and not found.get("reason") and held:
+        state = "starting"  # a rank left its error; the supervisor, which ends a run with a reason, is still there
+    if state in AT_WORK and not held:
         state = "lost"
     elif state in AT_WORK and run.stop_path.exists():
         state = "stopping"
@@ -45,6 +53,8 @@ def status_of(run: RunFolder) -> RunStatus:
         tokens_per_second=found.get("tokens_per_second"),
         age_seconds=time.time() - found["time"] if "time" in found else None,
         reason=found.get("reason"),
+        restarts=restarts(events),
+        last_event=words(news[-1]) if news else None,
     )
 
 
@@ -58,12 +68,12 @@ def status_table(rows: list[RunStatus]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("run", no_wrap=True)
     table.add_column("state", no_wrap=True)
-    for name in ("step", "loss", "tokens/s", "age"):
+    for name in ("step", "loss", "tokens/s", "restarts", "age"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         step = "-" if row.step is None else f"{row.step}/{row.steps or '?'}"
         loss = "-" if row.loss is None else f"{row.loss:.4f}"
         speed = "-" if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}"
         age = "-" if row.age_seconds is None else duration(row.age_seconds)
-        table.add_row(row.name, row.state, step, loss, speed, age)
+        table.add_row(row.name, row.state, step, loss, speed, str(row.restarts), age)
     return table

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from cluster.errors import ClusterError
-from cluster.worker_group import GroupPlan
+from cluster.group_plan import GroupPlan
 from distributed.recipe import Recipe
 
 WORKERS_WITHOUT_GPU = 2

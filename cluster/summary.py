@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -9,6 +10,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from cluster.events import FAILURES, RunEvent, read_events, restarts
 from distributed.figures import perplexity
 from distributed.run_folder import RunFolder
 from distributed.summary import read_summary
@@ -22,16 +24,18 @@ def print_summary(run: RunFolder, console: Console) -> None:
     Raises:
         RunError: the run has no summary.
     """
-    console.print(page(read_summary(run)))
+    console.print(page(read_summary(run), read_events(run)))
 
 
-def page(summary: dict[str, Any]) -> RenderableType:
-    """The whole page of a summary."""
+def page(summary: dict[str, Any], events: Sequence[RunEvent] = ()) -> RenderableType:
+    """The whole page of a summary, and what happened to the run's groups."""
     parts: list[RenderableType] = [_headline(summary), losses(summary["losses"]), speed(summary)]
     if summary["parts"]:
         parts.append(times(summary["parts"]))
     if summary["goodput"]["wall"] > 0:
         parts.append(wall_time(summary["goodput"]))
+    if restarts(events):
+        parts.append(restart_table(events))
     if summary["load"]:
         parts.append(load(summary["load"]))
     parts.append(commands(summary))
@@ -103,6 +107,18 @@ def wall_time(goodput: dict[str, Any]) -> Table:
     """Where the time since the run was asked for went."""
     kinds = {"productive steps": goodput["productive"], **{name.replace("_", " "): seconds for name, seconds in goodput["lost"].items()}}
     return _shares(f"Wall time {goodput['wall']:,.0f} s, goodput {goodput['goodput']:.1%}", kinds, "seconds", ",.1f")
+
+
+def restart_table(events: Sequence[RunEvent]) -> Table:
+    """Every failure and growth, and what each recovery took."""
+    table = _table(f"Restarts: {restarts(events)}", "what happened", "after step", "seconds lost", "workers then")
+    for event in events:
+        if event.kind in FAILURES or event.kind == "grows":
+            who = f", rank {event.rank} on {event.host}" if event.rank is not None else ""
+            table.add_row(f"{event.kind}{who}", _number(event.step, "d"), "", "" if event.world is None else str(event.world))
+        elif event.kind == "recovered":
+            table.add_row("  recovered", _number(event.step, "d"), f"{event.seconds:.1f}", str(event.world))
+    return table
 
 
 def load(figures: dict[str, Any]) -> Table:

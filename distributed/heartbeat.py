@@ -48,20 +48,49 @@ class Position:
     """What the trainer says of itself; read by the beating thread."""
 
     def __init__(self) -> None:
-        self.step = 0
         self.first: int | None = None
         self.part: Callable[[], str] = lambda: ""
+        self._step = 0
+        self._path: Path | None = None
+        self._writing = threading.Lock()
 
     def begin(self, step: int, part: Callable[[], str]) -> None:
         """Training goes on after `step` steps; `part` names the part of the step that runs when it is called."""
-        self.step, self.first, self.part = step, step, part
+        self.first, self.part = step, part
+        self.step = step
+
+    @property
+    def step(self) -> int:
+        """Steps done. Setting it beats at once, so that the last step finished is known however the process ends."""
+        return self._step
+
+    @step.setter
+    def step(self, step: int) -> None:
+        self._step = step
+        self.beat()
+
+    def beat(self) -> None:
+        """Write where this process stands, if anyone wants to know."""
+        if self._path is not None:
+            with self._writing, contextlib.suppress(OSError):  # a full or removed folder must not end training; the file's age tells
+                write_pulse(self._path, self.pulse())
+
+    def beat_into(self, path: Path) -> None:
+        """From now on write to `path`, at every step and from a thread."""
+        self._path = path
+        threading.Thread(target=self._keep_beating, daemon=True, name="heartbeat").start()
 
     def pulse(self) -> Pulse:
         """The position now."""
         collectives = sys.modules.get("distributed.collectives")  # not loaded before torch is
-        progress = collectives.progress if collectives else None
+        progress = getattr(collectives, "progress", None)
         number, name = (progress.number, progress.name) if progress else (0, "")
-        return Pulse(time.time(), self.step, self.first, number, name, self.part())
+        return Pulse(time.time(), self._step, self.first, number, name, self.part())
+
+    def _keep_beating(self) -> None:
+        while True:
+            self.beat()
+            time.sleep(INTERVAL_SECONDS)
 
 
 position = Position()
@@ -70,7 +99,7 @@ position = Position()
 def start() -> None:
     """Beat into the file that MOOTRON_HEARTBEAT names until the process ends; without the variable do nothing."""
     if VARIABLE in os.environ:
-        threading.Thread(target=_beat, args=(Path(os.environ[VARIABLE]),), daemon=True, name="heartbeat").start()
+        position.beat_into(Path(os.environ[VARIABLE]))
 
 
 def write_pulse(path: Path, pulse: Pulse) -> None:
@@ -86,10 +115,3 @@ def read_pulse(path: Path) -> Pulse | None:
         return Pulse(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
         return None
-
-
-def _beat(path: Path) -> None:
-    while True:
-        with contextlib.suppress(OSError):  # a full or removed folder must not end training; the file's age then says so
-            write_pulse(path, position.pulse())
-        time.sleep(INTERVAL_SECONDS)

@@ -7,11 +7,12 @@ wrote it, the value, and what would be right.
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from data_pipeline.config import DataConfig
 from distributed.errors import RunError
@@ -80,11 +81,24 @@ class RouterConfig(Strict):
 
 
 class CheckpointConfig(Strict):
-    """A checkpoint every `every` steps and at the end; keep the last `keep_last` and every `keep_every`-th step."""
+    """A checkpoint every `every` steps and at the end; keep the last `keep_last` and every `keep_every`-th step.
+
+    `asynchronous`: go on training while it is written. `address`: where, as an fsspec address (file:///data, s3://bucket/prefix;
+    `null`: the run's folder); below it each run has a folder of its name.
+    """
 
     every: int = Field(default=100, ge=1)
     keep_last: int = Field(default=2, ge=1)
     keep_every: int | None = Field(default=None, ge=1)
+    asynchronous: bool = True
+    address: str | None = None
+
+    @field_validator("address")
+    @classmethod
+    def _is_an_address(cls, address: str | None) -> str | None:
+        if address is not None and not re.match(r"[a-z0-9+.\-]+://.", address):
+            raise ValueError("must be an address such as file:///data/checkpoints or s3://bucket/prefix")
+        return address
 
 
 class ValidationConfig(Strict):
@@ -128,8 +142,9 @@ class ClusterConfig(Strict):
     After a loss the run goes on with what is left, at least `min_workers`, and grows when nodes come back, to at most
     `max_workers` (`null`: as many as it began with). More than `max_failures_an_hour` end it; a host with more than
     `max_failures_a_host` in an hour is left out while others can do without it. `hang_seconds`: how long no rank may
-    move; `start_seconds`: how long the first step may take to come. `warm_spare`: every rank keeps a second process
-    with everything imported, which makes restarts quick and costs its memory. `preflight`: compare the hosts before training.
+    finish a step or enter a collective (longer than a checkpoint or validation takes); `start_seconds`: how long the first
+    step may take to come. `warm_spare`: every rank keeps a second process with everything imported, which makes restarts
+    quick and costs its memory. `preflight`: compare the hosts before training.
     """
 
     workers: int | None = Field(default=None, ge=1)
@@ -150,9 +165,8 @@ class ClusterConfig(Strict):
     def _bounds_fit(self) -> ClusterConfig:
         bounds = [bound for bound in (self.min_workers, self.workers, self.max_workers) if bound is not None]
         if bounds != sorted(bounds):
-            raise ValueError(
-                f"cluster.min_workers={self.min_workers}, workers={self.workers}, max_workers={self.max_workers} must not decrease in this order"
-            )
+            given = f"min_workers={self.min_workers}, workers={self.workers}, max_workers={self.max_workers}"
+            raise ValueError(f"{given}: they must not decrease in this order")
         return self
 
 

@@ -6,7 +6,10 @@ from distributed.errors import RunError
 
 MAY_CHANGE = {
     "train.steps": "train longer or shorter",
-    "checkpoint.*": "how often and how many",
+    "checkpoint.every": "how often",
+    "checkpoint.keep_last": "how many",
+    "checkpoint.keep_every": "how many",
+    "checkpoint.asynchronous": "beside training or not",
     "validation.*": "how often and on how much",
     "logging.*": "how often",
     "cluster.*": "workers, CPUs, nodes, address, time-out",

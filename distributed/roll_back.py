@@ -28,10 +28,11 @@ def roll_back(trouble: Trouble, recipe: Recipe, run: RunFolder, skips: Skips, pe
         )
     if skips.roll_backs >= recipe.guard.max_roll_backs:
         raise RunError(f"{words}; guard.max_roll_backs is {recipe.guard.max_roll_backs} and {skips.roll_backs} were made; lower train.lr")
+    persistence.finish()
     if topology.rank == 0:
-        abandon_after(run.checkpoints, trouble.first)
+        abandon_after(persistence.storage, trouble.first)
     collectives.barrier("roll_back.abandoned", topology)
-    if not list_checkpoints(run.checkpoints):
+    if not list_checkpoints(persistence.storage):
         raise RunError(f"{words}; there is no checkpoint from before to go back to; lower train.lr, or checkpoint.every")
     step = persistence.restore(True, None)
     if topology.rank == 0:

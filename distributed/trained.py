@@ -8,8 +8,9 @@ import torch
 
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 from distributed.build import build_model
-from distributed.checkpoint import chosen, list_checkpoints, load_parameters
+from distributed.checkpoint import Storage, chosen, list_checkpoints, load_parameters
 from distributed.errors import RunError
+from distributed.persistence import storage_of
 from distributed.recipe import Recipe
 from distributed.run_folder import RunFolder, data_folder
 from distributed.topology import Topology
@@ -37,17 +38,18 @@ def load_trained(run: RunFolder, step: int | None = None) -> Trained:
     Raises:
         RunError: there is no such checkpoint, or it is damaged. DataError: the data set is missing or not the run's.
     """
-    path = chosen(run.checkpoints, _newest(run) if step is None else step)
     recipe = run.recipe()
+    storage = storage_of(recipe, run)
+    path = chosen(storage, _newest(run, storage) if step is None else step)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build_model(recipe, Topology(0, 1, 0, 1, device, "none", None, None, None))
     manifest = load_parameters(path, model)
     return Trained(model.eval(), recipe, load_tokenizer(data_folder(recipe)), device, manifest.step)
 
 
-def _newest(run: RunFolder) -> int:
+def _newest(run: RunFolder, storage: Storage) -> int:
     """The newest committed step. Reading moves nothing aside: the run may be at work."""
-    steps = list_checkpoints(run.checkpoints)
+    steps = list_checkpoints(storage)
     if not steps:
         raise RunError(f"run '{run.name}' has no checkpoint yet; wait for the first one (checkpoint.every), or train it again")
     return max(steps)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data_pipeline.baselines import ngram_losses
+from data_pipeline.errors import DataError
 from data_pipeline.loader import MicroBatch, StepLoader
 from data_pipeline.manifest import check
 from data_pipeline.order import SampleOrder
@@ -44,7 +45,7 @@ from distributed.roll_back import roll_back
 from distributed.run_folder import RunFolder, data_folder
 from distributed.schedule import learning_rate
 from distributed.skips import Skips
-from distributed.summary import build_summary
+from distributed.summary import build_summary, says_finished
 from distributed.topology import Topology, close_topology, init_topology
 from model.accounting import macs_per_token, stored_parameters
 from model.config import SigmaMoEConfig
@@ -84,11 +85,13 @@ def train(recipe: Recipe, run: RunFolder, resume: bool = False, branch_from: str
 class Trainer:
     """One rank's model, engine, data and metrics, and the loop over steps."""
 
+    metrics: Metrics
+
     def __init__(self, recipe: Recipe, run: RunFolder, topology: Topology) -> None:
         self.recipe, self.run, self.topology = recipe, run, topology
         self.clock = StepClock(topology.device)
         self.data_folder = data_folder(recipe)
-        self.manifest = check(self.data_folder, recipe.data)
+        self.manifest = check(self.data_folder, recipe.data, verify=False)  # every window is checked when it is read
         self.windows = Windows(self.data_folder, "train")
         proportions = {source.name: source.proportion for source in recipe.data.sources}
         self.order = SampleOrder(self.windows.counts, proportions, recipe.train.global_batch, recipe.data.seed)
@@ -107,19 +110,37 @@ class Trainer:
         """Steps from where the run stands to `train.steps`."""
         self.step = self.persistence.restore(resume, branch_from)
         if self.step >= self.recipe.train.steps:
+            self._check_unfinished()
+        while True:
+            heartbeat.position.begin(self.step, lambda: self.clock.part_now)
+            self.metrics = self._open_metrics()
+            with self._watched():
+                ended = self._run_steps()
+                if not isinstance(ended, Trouble):
+                    with self.clock.part("checkpoint"):
+                        self.persistence.close()
+                    self._finish()
+                    return ended
+            self.step = roll_back(ended, self.recipe, self.run, self.skips, self.persistence, self.topology)
+
+    def _check_unfinished(self) -> None:
+        """A run whose last step is saved has nothing to train; one that died before it could say so is measured again."""
+        if says_finished(self.run, self.step):
             raise RunError(
                 f"run '{self.run.name}' has done all of its train.steps ({self.recipe.train.steps}); "
                 f"to go on: ./launch.sh resume {self.run.name} train.steps={2 * self.step}"
             )
-        while True:
-            heartbeat.position.begin(self.step, lambda: self.clock.part_now)
-            self.metrics = self._open_metrics()
-            with closing(self.metrics):
-                ended = self._run_steps()
-                if not isinstance(ended, Trouble):
-                    self._finish()
-                    return ended
-            self.step = roll_back(ended, self.recipe, self.run, self.skips, self.persistence, self.topology)
+        self.held_out = self._validate()
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Close the metrics at the end, and tell them if it was a failure."""
+        failed = True
+        try:
+            yield
+            failed = False
+        finally:
+            self.metrics.close(failed)
 
     def _run_steps(self) -> Outcome | Trouble:
         """Train until there is a reason not to go on."""
@@ -129,6 +150,7 @@ class Trainer:
         with StepLoader(self.windows, self._micro_batches, self.step, last_step, *reading) as loader:
             for number, micro_batches in self._timed(iter(loader)):
                 loss, skipped = self._train_step(number, micro_batches)
+                self.persistence.poll()
                 asked = self._agree(loss)
                 if trouble := guard.watch(number, asked["loss"], skipped):
                     return trouble
@@ -214,13 +236,13 @@ class Trainer:
             with self.clock.part("validation"):
                 self.held_out = self._validate()
             self.metrics.validation(self.step, self.held_out)
+        if last or self.step % recipe.logging.every == 0:  # before the save: a run that dies after it goes on from there
+            with self.clock.part("logging"):
+                self.metrics.log(self.step)
         saves = last or self.step % recipe.checkpoint.every == 0
         if saves:
             with self.clock.part("checkpoint"):
                 self.persistence.save(self.step, self.held_out)
-        if last or self.step % recipe.logging.every == 0:
-            with self.clock.part("logging"):
-                self.metrics.log(self.step)
         return saves
 
     def _validate(self) -> dict[str, float]:
@@ -253,6 +275,16 @@ class Trainer:
             epoch_of=lambda step: step / self.order.steps_per_epoch,
         )
 
+    def _baselines(self) -> dict[str, float]:
+        """Held-out nats of the unigram and bigram models; none where their counts would need windows that are damaged."""
+        try:
+            return ngram_losses(self.data_folder)
+        except DataError as fault:
+            if self.recipe.data.on_damage == "stop":
+                raise
+            print(f"no baselines: {fault}", flush=True)
+            return {}
+
     def _finish(self) -> None:
         """Rank 0 writes what the run says at its end, and the state that `status` shows."""
         if self.topology.rank == 0:
@@ -260,7 +292,7 @@ class Trainer:
                 self.run,
                 self.recipe,
                 self.metrics,
-                ngram_losses(self.data_folder),
+                self._baselines(),
                 self.held_out,
                 step=self.step,
                 checkpoint=self.persistence.newest,

@@ -20,8 +20,8 @@ def run(args: argparse.Namespace) -> int:
     import sys
     import time
 
-    from cluster.driver import last_lines
     from cluster.errors import ClusterError
+    from cluster.failures import last_lines
     from cluster.rank_process import rank_log
     from cluster.run_status import AT_WORK, status_of
     from distributed.run_folder import RunFolder

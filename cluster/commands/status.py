@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the table, and under it why a failed run failed."""
+    """Print the table, and under it what last happened to a run's group and why a failed run failed."""
     from rich.console import Console
 
     from cluster.run_status import all_runs, status_of, status_table
@@ -28,6 +28,8 @@ def run(args: argparse.Namespace) -> int:
     rows = [status_of(folder) for folder in folders]
     console.print(status_table(rows))
     for row in rows:
+        if row.last_event:
+            console.print(f"{row.name}: {row.last_event}", highlight=False, markup=False, soft_wrap=True)
         if row.state == "failed" and row.reason:
             console.print(f"\n{row.name}: {row.reason}", highlight=False, markup=False, soft_wrap=True)
     return 0

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from distributed.checkpoint.folder import list_checkpoints
+from distributed.checkpoint.folder import list_checkpoints, set_aside
+from distributed.checkpoint.storage import Storage
 
 
-def abandon_after(folder: Path, step: int) -> list[int]:
+def abandon_after(place: Storage | Path, step: int) -> list[int]:
     """Rename the committed checkpoints past `step` to `<name>.abandoned`; their steps. One process calls it."""
-    gone = [(number, path) for number, path in list_checkpoints(folder).items() if number > step]
-    for _, path in gone:
-        aside = path.with_name(f"{path.name}.abandoned")
-        number = 2
-        while aside.exists():
-            aside = path.with_name(f"{path.name}.abandoned-{number}")
-            number += 1
-        path.rename(aside)
-    return [number for number, _ in gone]
+    gone = {number: checkpoint for number, checkpoint in list_checkpoints(place).items() if number > step}
+    for checkpoint in gone.values():
+        set_aside(checkpoint, "abandoned")
+    return list(gone)

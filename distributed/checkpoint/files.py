@@ -1,63 +1,66 @@
-"""Writing files so that they survive a crash, and telling whether they did."""
+"""Digests of files, and whether a checkpoint's files are what was written."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from typing import Any
 
-from safetensors.torch import save_file
-from torch import Tensor
+import xxhash
 
 from distributed.checkpoint.manifest import DamagedError, FileRecord, Manifest
+from distributed.checkpoint.snapshot import CHUNK_BYTES
+from distributed.checkpoint.storage import Checkpoint, Chunk, Storage
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> FileRecord:
-    """Write `tensors` (on the host, contiguous) to `path` by way of a temporary name; they are on disk on return."""
-    temporary = path.with_name(f".{path.name}")
-    save_file(tensors, temporary)
-    flush(temporary)
-    record = record_of(temporary)
-    os.replace(temporary, path)
-    return record
+class Digest:
+    """Size and digest of what passes through."""
+
+    def __init__(self, kind: str = "xxh3-128") -> None:
+        self._kind, self._size = kind, 0
+        self._state: Any = hashlib.sha256() if kind == "sha256" else xxhash.xxh3_128()
+
+    def passing(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+        """The same chunks, counted."""
+        for chunk in chunks:
+            self._state.update(chunk)
+            self._size += len(chunk)
+            yield chunk
+
+    @property
+    def record(self) -> FileRecord:
+        """Of everything so far."""
+        return FileRecord(size=self._size, digest=f"{self._kind}:{self._state.hexdigest()}")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` by way of a temporary name, then flush file and folder: the rename is the commit."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text)
-    flush(temporary)
-    os.replace(temporary, path)
-    flush(path.parent)
+def write_digested(storage: Storage, name: str, chunks: Iterable[Chunk]) -> FileRecord:
+    """Write a file and digest it on the way."""
+    digest = Digest()
+    storage.write(name, digest.passing(chunks))
+    return digest.record
 
 
-def record_of(path: Path) -> FileRecord:
-    """Size and digest of a file."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileRecord(size=path.stat().st_size, sha256=digest)
-
-
-def verify_files(path: Path, manifest: Manifest, rank: int = 0, world: int = 1) -> None:
-    """Check this rank's share (every `world`-th) of the files of checkpoint folder `path`.
+def verify_files(checkpoint: Checkpoint, manifest: Manifest, rank: int = 0, world: int = 1) -> None:
+    """Check this rank's share (every `world`-th) of a checkpoint's files.
 
     Raises:
         DamagedError: a file is missing, has another size or another digest.
     """
     for name in sorted(manifest.files)[rank::world]:
-        file, expected = path / name, manifest.files[name]
-        if not file.is_file():
-            raise DamagedError(f"{file}: missing")
-        if file.stat().st_size != expected.size:
-            raise DamagedError(f"{file}: {file.stat().st_size} bytes instead of {expected.size}")
-        if record_of(file) != expected:
-            raise DamagedError(f"{file}: its digest does not match")
+        expected = manifest.files[name]
+        try:
+            found = checkpoint.storage.size(checkpoint.file(name))
+            if found != expected.size:
+                raise DamagedError(f"{checkpoint}/{name}: {found} bytes instead of {expected.size}")
+            if _record_of(checkpoint, name, expected) != expected:
+                raise DamagedError(f"{checkpoint}/{name}: its digest does not match")
+        except FileNotFoundError:
+            raise DamagedError(f"{checkpoint}/{name}: missing") from None
 
 
-def flush(path: Path) -> None:
-    """Force a file, or the entries of a folder, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _record_of(checkpoint: Checkpoint, name: str, expected: FileRecord) -> FileRecord:
+    digest = Digest(expected.digest.partition(":")[0])
+    for start in range(0, expected.size, CHUNK_BYTES):
+        content = checkpoint.storage.read(checkpoint.file(name), start, min(start + CHUNK_BYTES, expected.size))
+        list(digest.passing([content]))
+    return digest.record

@@ -11,14 +11,17 @@ from torch import Tensor, nn
 
 from distributed.checkpoint.manifest import Manifest, rank_file
 from distributed.checkpoint.reader import Reader
+from distributed.checkpoint.storage import Checkpoint
 from distributed.errors import RunError
 from distributed.fragment import Fragment
 from distributed.topology import Topology
 from model.sharding import Box
 
 
-def load(path: Path, fragments: list[Fragment], boxes: dict[str, Box], buffers: dict[str, Tensor], topology: Topology) -> Manifest:
-    """Fill this rank's `fragments` and `buffers` from checkpoint folder `path`; no collective.
+def load(
+    path: Checkpoint | Path, fragments: list[Fragment], boxes: dict[str, Box], buffers: dict[str, Tensor], topology: Topology
+) -> Manifest:
+    """Fill this rank's `fragments` and `buffers` from checkpoint `path`; no collective.
 
     The caller has verified the digests (`newest`, `chosen`) and calls `Engine.finish_load(meta.applied_steps)`
     afterwards. Random states return when the world has the size it had; else they are left as they are.
@@ -36,11 +39,11 @@ def load(path: Path, fragments: list[Fragment], boxes: dict[str, Box], buffers: 
         for name, buffer in buffers.items():
             _fill_buffer(reader, name, buffer)
         if reader.manifest.world == topology.world:
-            _restore_random_states(reader, rank_file(topology.rank, topology.world))
+            _restore_random_states(reader, rank_file(topology.rank, topology.world, reader.manifest.fence))
         return reader.manifest
 
 
-def load_parameters(path: Path, model: Any) -> Manifest:
+def load_parameters(path: Checkpoint | Path, model: Any) -> Manifest:
     """Fill the parameters of `model` (which has `boxes()` and needs no optimizer) from the masters of a checkpoint.
 
     Raises:
@@ -57,7 +60,7 @@ def load_parameters(path: Path, model: Any) -> Manifest:
         return reader.manifest
 
 
-def check_same_model(path: Path, manifest: Manifest, boxes: dict[str, Box]) -> None:
+def check_same_model(path: Checkpoint | Path, manifest: Manifest, boxes: dict[str, Box]) -> None:
     """Compare names and global shapes.
 
     Raises:
@@ -81,7 +84,7 @@ def _fill_buffer(reader: Reader, name: str, buffer: Tensor) -> None:
     if saved is None or saved.shape != buffer.shape:
         there = "not there" if saved is None else f"of shape {list(saved.shape)} there and {list(buffer.shape)} here"
         raise RunError(
-            f"checkpoint {reader.path} is of another model: buffer '{name}' is {there}; resume with the recipe of the checkpoint"
+            f"checkpoint {reader.checkpoint} is of another model: buffer '{name}' is {there}; resume with the recipe of the checkpoint"
         )
     buffer.copy_(saved)
 

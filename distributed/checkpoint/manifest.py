@@ -2,8 +2,8 @@
 
     step-00000100/
       manifest.json                    written last and renamed into place: no manifest, no checkpoint
-      rank-00000-of-00002.safetensors  one-dimensional tensors "<state>/<parameter>", buffers and random states
-      rank-00001-of-00002.safetensors
+      rank-00000-of-00002-f3.safetensors  one-dimensional tensors "<state>/<parameter>", buffers and random states
+      rank-00001-of-00002-f3.safetensors  f3: written by the third group of processes of this run (see fence.py)
 
 A parameter, its fp32 master and each moment is a global tensor with a name. A piece says which range of which box of it
 a file holds; over all files every entry of every state appears exactly once, whatever the layout of the run was.
@@ -17,11 +17,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from distributed.checkpoint.storage import Checkpoint
+from distributed.errors import RunError
 from model.sharding import Box
 
-FORMAT = 1
+FORMAT = 2
+"""1: files had SHA-256 digests and no fencing number in their names. Still read."""
 MANIFEST = "manifest.json"
 
 
@@ -54,10 +57,18 @@ class Piece(Record):
 
 
 class FileRecord(Record):
-    """Size and SHA-256 of a file (`sha256sum` gives the same)."""
+    """Size and digest of a file: "xxh3-128:<hex>" (`xxhsum -H2` gives the same), or "sha256:<hex>".
+
+    XXH3 because it is read at every restart and SHA-256 is slower than the disk; it finds damage, not forgery.
+    """
 
     size: int
-    sha256: str
+    digest: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_format_1(cls, values: Any) -> Any:
+        return {"size": values["size"], "digest": f"sha256:{values['sha256']}"} if "sha256" in values else values
 
 
 class Meta(Record):
@@ -81,6 +92,7 @@ class Manifest(Record):
     meta: Meta
     versions: dict[str, str]
     layout: dict[str, int]
+    fence: int = 0
     pieces: list[Piece]
     buffers: dict[str, str]
     files: dict[str, FileRecord]
@@ -89,7 +101,7 @@ class Manifest(Record):
     @classmethod
     def _plain_names(cls, files: dict[str, FileRecord]) -> dict[str, FileRecord]:
         for name in files:
-            if not re.fullmatch(r"rank-\d{5}-of-\d{5}\.safetensors", name):
+            if not re.fullmatch(r"rank-\d{5}-of-\d{5}(-f\d+)?\.safetensors", name):
                 raise ValueError(f"'{name}' is not a checkpoint file's name")
         return files
 
@@ -103,9 +115,9 @@ class Manifest(Record):
         return {piece.name: piece.global_shape for piece in self.pieces}
 
 
-def rank_file(rank: int, world: int) -> str:
-    """Name of the file that rank `rank` of `world` writes."""
-    return f"rank-{rank:05d}-of-{world:05d}.safetensors"
+def rank_file(rank: int, world: int, fence: int = 0) -> str:
+    """Name of the file that rank `rank` of `world` writes; without a fencing number when nobody else can write there."""
+    return f"rank-{rank:05d}-of-{world:05d}{f'-f{fence}' if fence else ''}.safetensors"
 
 
 def manifest_text(manifest: Manifest) -> str:
@@ -114,21 +126,26 @@ def manifest_text(manifest: Manifest) -> str:
     return json.dumps({"manifest": body, "sha256": _digest(body)}, indent=1)
 
 
-def read_manifest(path: Path) -> Manifest:
-    """The manifest of checkpoint folder `path`.
+def read_manifest(place: Checkpoint | Path) -> Manifest:
+    """The manifest of a checkpoint.
 
     Raises:
-        DamagedError: it is not JSON, not a manifest, or not as it was written.
+        DamagedError: it is not there, not JSON, not a manifest, or not as it was written.
+        RunError: it is of a later format.
     """
-    file = path / MANIFEST
+    checkpoint = Checkpoint.at(place)
     try:
-        wrapped = json.loads(file.read_bytes())
+        wrapped = json.loads(checkpoint.storage.read(checkpoint.file(MANIFEST)))
         body = wrapped["manifest"]
         if _digest(body) != wrapped["sha256"]:
-            raise DamagedError(f"{file}: its digest does not match")
+            raise DamagedError(f"{checkpoint}/{MANIFEST}: its digest does not match")
+        if body["format"] > FORMAT:
+            raise RunError(f"checkpoint {checkpoint} has format {body['format']}, this Mootron reads up to {FORMAT}; use a later one")
         return Manifest.model_validate(body)
+    except RunError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as fault:
-        raise DamagedError(f"{file}: {fault}") from None
+        raise DamagedError(f"{checkpoint}/{MANIFEST}: {fault}") from None
 
 
 def _digest(body: Any) -> str:

@@ -3,40 +3,47 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
-from safetensors import safe_open
+import torch
 from torch import Tensor
 
 from distributed.checkpoint.manifest import DamagedError, Piece, read_manifest
 from distributed.checkpoint.ranges import overlaps
+from distributed.checkpoint.retention import reading
+from distributed.checkpoint.safetensors_file import Entry, header_bytes, parse_header
+from distributed.checkpoint.storage import Checkpoint
 from distributed.errors import RunError
 from distributed.fragment import Fragment
 
+READ_BYTES = 32 << 20
+
 
 class Reader:
-    """An open checkpoint folder. Its files are mapped when first needed and released by `close`."""
+    """An open checkpoint. Retention leaves it alone until `close`."""
 
-    def __init__(self, path: Path) -> None:
-        """Open `path`.
+    def __init__(self, place: Checkpoint | Path) -> None:
+        """Open a checkpoint.
 
         Raises:
             RunError: its manifest is damaged.
         """
-        self.path = path
+        self.checkpoint = Checkpoint.at(place)
         try:
-            self.manifest = read_manifest(path)
+            self.manifest = read_manifest(self.checkpoint)
         except DamagedError as fault:
-            raise RunError(f"checkpoint {path} is damaged: {fault}; choose another one") from None
-        self._files: dict[str, Any] = {}
+            raise RunError(f"checkpoint {place} is damaged: {fault}; choose another one") from None
+        self._held = ExitStack()
+        self._held.enter_context(reading(self.checkpoint))
+        self._headers: dict[str, tuple[int, dict[str, Entry]]] = {}
         self._pieces: dict[str, list[Piece]] = defaultdict(list)
         for piece in self.manifest.pieces:
             self._pieces[piece.name].append(piece)
 
     def close(self) -> None:
-        """Release the files."""
-        self._files.clear()
+        """Let go of the checkpoint."""
+        self._held.close()
 
     def fill(self, fragment: Fragment) -> None:
         """Overwrite the fragment's tensors with what the checkpoint holds of them.
@@ -47,12 +54,16 @@ class Reader:
         filled = sum(self._copy_common(piece, fragment) for piece in self._pieces[fragment.name])
         wanted = fragment.stop - fragment.start
         if filled != wanted:
-            raise RunError(f"checkpoint {self.path} holds {filled} of {wanted} entries of '{fragment.name}'; choose another one")
+            raise RunError(f"checkpoint {self.checkpoint} holds {filled} of {wanted} entries of '{fragment.name}'; choose another one")
 
     def tensor(self, file: str, key: str) -> Tensor | None:
         """A whole tensor, or None when `file` has no such key."""
-        opened = self._opened(file)
-        found: Tensor | None = opened.get_tensor(key) if key in opened.keys() else None  # noqa: SIM118 (no mapping, only `keys`)
+        first, entries = self._header(file)
+        if key not in entries:
+            return None
+        entry = entries[key]
+        found = torch.empty(entry.shape, dtype=entry.dtype)
+        self._read(file, first + entry.start, found.view(-1))
         return found
 
     def _copy_common(self, piece: Piece, fragment: Fragment) -> int:
@@ -60,16 +71,33 @@ class Reader:
         copies = overlaps(piece.place, (fragment.box, fragment.start, fragment.stop))
         if not copies:
             return 0
+        first, entries = self._header(piece.file)
         for state, view in fragment.tensors.items():
             if state not in piece.states:
-                raise RunError(f"checkpoint {self.path} has no '{state}' of '{piece.name}': set train.optimizer to what it was")
-            source = self._opened(piece.file).get_slice(f"{state}/{piece.name}")
+                raise RunError(f"checkpoint {self.checkpoint} has no '{state}' of '{piece.name}': set train.optimizer to what it was")
+            entry = entries[f"{state}/{piece.name}"]
             for copy in copies:
-                read = source[copy.source_start : copy.source_start + copy.length]
-                view[copy.target_start : copy.target_start + copy.length].copy_(read)
+                start = first + entry.start + copy.source_start * entry.dtype.itemsize
+                self._read(piece.file, start, view[copy.target_start : copy.target_start + copy.length], entry.dtype)
         return sum(copy.length for copy in copies)
 
-    def _opened(self, file: str) -> Any:
-        if file not in self._files:
-            self._files[file] = safe_open(self.path / file, framework="pt")
-        return self._files[file]
+    def _read(self, file: str, start: int, target: Tensor, dtype: torch.dtype | None = None) -> None:
+        """Fill the one-dimensional `target`, of any device, from entries of type `dtype` at byte `start`; straight into it if it can be."""
+        dtype = dtype or target.dtype
+        straight = target.device.type == "cpu" and target.dtype is dtype and target.is_contiguous()
+        step = target.numel() if straight else READ_BYTES // dtype.itemsize
+        for first in range(0, target.numel(), max(step, 1)):
+            part = target[first : first + step]
+            content = part.detach() if straight else torch.empty(part.shape, dtype=dtype)
+            view = content.view(torch.uint8).numpy().data
+            self.checkpoint.storage.read_into(self.checkpoint.file(file), start + first * dtype.itemsize, view)
+            if not straight:
+                part.copy_(content)
+
+    def _header(self, file: str) -> tuple[int, dict[str, Entry]]:
+        """Where the tensors of a file begin, and what they are."""
+        if file not in self._headers:
+            storage, name = self.checkpoint.storage, self.checkpoint.file(file)
+            size = header_bytes(storage.read(name, 0, 8))
+            self._headers[file] = size, parse_header(storage.read(name, 0, size))
+        return self._headers[file]

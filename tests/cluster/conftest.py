@@ -22,8 +22,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def recipe() -> Recipe:
-    """The quickstart with the numbers that these tests speak of."""
-    return load_recipe(CODE_ROOT / "configs" / "quickstart.yaml", ["train.steps=200", "train.global_batch=16", "expert_parallel.size=2"])
+    """The quickstart with the numbers that these tests speak of, without what costs an import of torch in every rank."""
+    numbers = ["train.steps=200", "train.global_batch=16", "expert_parallel.size=2"]
+    return load_recipe(CODE_ROOT / "configs" / "quickstart.yaml", [*numbers, "cluster.preflight=false", "cluster.warm_spare=false"])
+
+
+def with_cluster(recipe: Recipe, **fields: object) -> Recipe:
+    """The recipe with other fields of `cluster`."""
+    return recipe.model_copy(update={"cluster": recipe.cluster.model_copy(update=fields)})
 
 
 @pytest.fixture

@@ -22,14 +22,14 @@ from pathlib import Path
 from rich.console import Console
 from cluster.launcher import Start, launch
 from cluster.run_lock import RunLock
-from cluster.worker_group import GroupPlan
+from cluster.group_plan import GroupPlan
 from distributed.recipe import ClusterConfig
 from distributed.run_folder import RunFolder
 
 run, address = RunFolder(Path(sys.argv[1])), sys.argv[2] or None
-recipe = run.recipe().model_copy(update={"cluster": ClusterConfig(address=address)})
+recipe = run.recipe().model_copy(update={"cluster": ClusterConfig(address=address, preflight=False, warm_spare=False)})
 with RunLock(run) as lock:
-    sys.exit(launch(Start(run, recipe, GroupPlan(2, 1.0), target="group_target:until_stopped"), lock, Console()))
+    sys.exit(launch(Start(run, recipe, GroupPlan(2, 1.0), target=sys.argv[3]), lock, Console()))
 """
 
 
@@ -40,10 +40,10 @@ def at_work(run: RunFolder) -> bool:
     return state["state"] == "running" and (run.path / "pid-1").exists()
 
 
-def start_launcher(run: RunFolder, address: str | None = None) -> subprocess.Popen[str]:
-    """A launcher whose ranks run until they are asked to stop, under a private Ray or the one at `address`."""
+def start_launcher(run: RunFolder, address: str | None = None, target: str = "group_target:until_stopped") -> subprocess.Popen[str]:
+    """A launcher of two ranks that run `target`, under a private Ray or the one at `address`."""
     environment = {**os.environ, "PYTHONPATH": f"{HERE.parents[1]}{os.pathsep}{HERE}"}
-    command = [sys.executable, "-c", LAUNCH, str(run.path), address or ""]
+    command = [sys.executable, "-c", LAUNCH, str(run.path), address or "", target]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
 
 

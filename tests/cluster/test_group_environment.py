@@ -18,7 +18,7 @@ def test_ranks_are_contiguous_per_node_in_order_of_address() -> None:
 
 def test_environment_of_unequal_nodes() -> None:
     places = [place("a", "10.0.0.9"), place("a", "10.0.0.9"), place("b", "10.0.0.10")]
-    environments = group_environment(places, port=2345, cpus_per_worker=3.5)
+    environments = group_environment(places, ports=(2345, 2346), cpus_per_worker=3.5)
     assert [environment["RANK"] for environment in environments] == ["0", "1", "2"]
     assert [environment["LOCAL_RANK"] for environment in environments] == ["0", "1", "0"]
     assert [environment["LOCAL_WORLD_SIZE"] for environment in environments] == ["2", "2", "1"]
@@ -30,10 +30,10 @@ def test_environment_of_unequal_nodes() -> None:
 
 
 def test_a_fraction_of_a_core_is_one_thread() -> None:
-    assert group_environment([place("a", "10.0.0.9")], 1, 0.5)[0]["OMP_NUM_THREADS"] == "1"
+    assert group_environment([place("a", "10.0.0.9")], (1, 2), 0.5)[0]["OMP_NUM_THREADS"] == "1"
 
 
 def test_local_rank_is_the_number_of_the_device() -> None:
     places = [place("a", "10.0.0.9", "3"), place("a", "10.0.0.9", "1"), place("b", "10.0.0.10", "0")]
-    environments = group_environment(places, 1, 1.0)
+    environments = group_environment(places, (1, 2), 1.0)
     assert [environment["CUDA_VISIBLE_DEVICES"] for environment in environments] == ["3,1", "3,1", "0"]

@@ -18,7 +18,7 @@ FIGURES = {"step": 5, "loss": 2.5, "tokens_per_second": 1234.5, "step_seconds": 
 def test_tail_gives_only_new_whole_lines(make_run: Callable[..., RunFolder]) -> None:
     run = make_run("a")
     run.append_metrics({"step": 1})
-    tail = MetricsTail(run)
+    tail = MetricsTail(run.metrics_path)
     assert tail.read() == []
     run.append_metrics({"step": 2})
     with run.metrics_path.open("a") as file:
@@ -31,7 +31,7 @@ def test_tail_gives_only_new_whole_lines(make_run: Callable[..., RunFolder]) -> 
 
 def test_tail_follows_a_file_that_was_replaced(make_run: Callable[..., RunFolder]) -> None:
     run = make_run("a")
-    tail = MetricsTail(run)
+    tail = MetricsTail(run.metrics_path)
     run.append_metrics({"step": 1})
     run.append_metrics({"step": 2})
     assert [figures["step"] for figures in tail.read()] == [1, 2]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from cluster.errors import ClusterError
+from cluster.group_plan import GroupPlan
 from cluster.sizing import fit_expert_parallel, plan_group
-from cluster.worker_group import GroupPlan
 from distributed.recipe import ClusterConfig, Recipe
 
 

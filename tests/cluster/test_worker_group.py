@@ -9,14 +9,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from conftest import with_cluster
 from launching import at_work, lives, start_launcher, wait_for
 
 from cluster.errors import ClusterError
+from cluster.group_plan import GroupPlan
 from cluster.rank_process import rank_log
 from cluster.ray_session import ray_session
 from cluster.run_lock import is_held
 from cluster.run_status import status_of
-from cluster.worker_group import GroupPlan, WorkerGroup
+from cluster.worker_group import WorkerGroup
+from distributed.recipe import Recipe
 from distributed.run_folder import RunFolder
 
 HERE = Path(__file__).resolve().parent
@@ -42,8 +45,9 @@ def finish(run: RunFolder, target: str, *arguments: str) -> list:
 
 
 @pytest.mark.usefixtures("ray")
-def test_ranks_meet_and_give_their_results(make_run: Callable[..., RunFolder]) -> None:
+def test_ranks_meet_and_give_their_results(make_run: Callable[..., RunFolder], recipe: Recipe) -> None:
     run = make_run("a")
+    run.create(with_cluster(recipe, preflight=True))
     outcomes = finish(run, "all_reduce", "--resume", "--branch-from", "b@3")
     assert [outcome.result for outcome in outcomes] == ["finished", "finished"], outcomes
     for rank in range(2):

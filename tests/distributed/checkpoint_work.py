@@ -6,24 +6,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from engine_work import one_step, start, state
+from engine_work import one_step, start, state, train_config
+from small_model import SmallModel
 
 from distributed import checkpoint
 from distributed.checkpoint import Meta
+from distributed.engine import Engine, build_engine
+from distributed.topology import Topology, init_topology
 
 
-def train_and_save(folder: str, expert_parallel: int, steps: int = 3, **train: Any) -> None:
+def begin(expert_parallel: int, n_experts: int, **train: Any) -> tuple[Engine, Topology, SmallModel]:
+    """As `start`, with a number of experts."""
+    topology = init_topology(expert_parallel, device="cpu", timeout_seconds=60)
+    model = SmallModel(topology, n_experts)
+    return build_engine(model, train_config(**train), topology), topology, model
+
+
+def train_and_save(folder: str, expert_parallel: int, steps: int = 3, n_experts: int = 3, **train: Any) -> None:
     """Train `steps` steps and save."""
-    engine, topology, _ = start(expert_parallel, **train)
+    engine, topology, _ = begin(expert_parallel, n_experts, **train)
     for step in range(steps):
         one_step(engine, topology, step, 1, 1e-2, torch.float32)
     meta = Meta(applied_steps=engine.applied_steps, tokens=steps * 12)
     checkpoint.save(Path(folder), steps, engine.fragments(), {"running_mean": torch.arange(4.0)}, meta, topology)
 
 
-def load_and_save(source: str, copy: str, expert_parallel: int, **train: Any) -> dict[str, Any]:
+def load_and_save(source: str, copy: str, expert_parallel: int, n_experts: int, **train: Any) -> dict[str, Any]:
     """Load the newest checkpoint into a fresh engine and save what is there; the parameters and the counters."""
-    engine, topology, model = start(expert_parallel, **train)
+    engine, topology, model = begin(expert_parallel, n_experts, **train)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()

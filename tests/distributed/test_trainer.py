@@ -26,7 +26,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def state(home: Path, name: str, step: int) -> dict[str, Any]:
     """What must be equal: every file's digest, the counters and the data state of a checkpoint."""
     manifest = read_manifest(checkpoint_path(home / "runs" / name / "checkpoints", step))
-    files = {file: record.sha256 for file, record in manifest.files.items()}
+    files = [record.digest for _, record in sorted(manifest.files.items())]
     return {"files": files, "step": manifest.step, **manifest.meta.model_dump(include={"tokens", "applied_steps", "data", "metrics"})}
 
 

@@ -1,0 +1,163 @@
+"""What a checkpoint costs: synchronous and asynchronous saves beside torch.distributed.checkpoint's, on one state in one run.
+
+    python -m benchmarks.checkpoint [--parameters 100e6] [--rounds 3] [--matmuls 150] [--folder DIR]
+
+Two gloo ranks on this machine hold a state of 12 bytes a parameter and take steps that use all of it. In every round each way of
+saving has its turn, in changed order: a step with a save and the next 20, against 21 steps without. The extra time counts what the
+training thread waits for and what the writer takes from it meanwhile; `behind` is the writing left after those steps, in seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from benchmarks.checkpoint_state import WAYS, Ours, State, Torchs, clear
+from distributed.topology import Topology
+
+WORLD = 2
+STEPS_AFTER = 20
+ASYNC_BAR, BYTES_BAR = 0.10, 1.02
+
+
+def rank_main(rank: int, folder: str, parameters: int, rounds: int, matmuls: int) -> None:
+    """One rank: all rounds; rank 0 leaves its figures in `figures.json`."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
+    topology = Topology(rank, WORLD, rank, 1, torch.device("cpu"), "gloo", None, None, dist.group.WORLD)
+    state = State(parameters, topology, matmuls)
+    ways = {name: make(state, Path(folder) / name.replace(" ", "-")) for name, make in WAYS.items()}
+    figures = measure(state, ways, rounds)
+    figures["restore"] = {name: restore_seconds(ways[name]) for name in ("mootron", "dcp")}
+    figures["bytes"] = {name: folder_bytes(ways[name].last) / state.bytes for name in ("mootron", "dcp")}
+    if rank == 0:
+        (Path(folder) / "figures.json").write_text(json.dumps(figures))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def measure(state: State, ways: dict[str, Ours | Torchs], rounds: int) -> dict[str, Any]:
+    """Seconds by way, a list over rounds each: `extra` over steps without a save, `stall` of the call, writing left `behind`."""
+    names = list(ways)
+    found: dict[str, Any] = {name: {"extra": [], "stall": [], "behind": []} for name in names}
+    plain: list[float] = []
+    for number in range(-1, rounds):  # the first round warms up: memory is touched for the first time
+        without = timed_steps(state, None)["all"]
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            seconds = timed_steps(state, ways[name])
+            after = timed_steps(state, None)["all"]
+            if number >= 0:
+                plain.append(after)
+                found[name]["extra"].append(seconds["all"] - (without + after) / 2)
+                found[name]["stall"].append(seconds["stall"])
+                found[name]["behind"].append(seconds["behind"])
+            without = after
+            if number < rounds - 1 and dist.get_rank() == 0:
+                clear(ways[name])
+            dist.barrier()
+    return {"ways": found, "step": statistics.median(plain) / (1 + STEPS_AFTER), "bytes_all": state.bytes}
+
+
+def timed_steps(state: State, saves: Ours | Torchs | None) -> dict[str, float]:
+    """Seconds of a step, a save and 20 steps more; what is on its way to the disk before and after is not in them."""
+    os.sync()
+    dist.barrier()
+    started = time.perf_counter()
+    state.step()
+    before = time.perf_counter()
+    if saves is not None:
+        saves.save()
+    stall = time.perf_counter() - before
+    for _ in range(STEPS_AFTER):
+        state.step()
+    ended = time.perf_counter()
+    if saves is not None:
+        saves.finish()
+    return {"all": ended - started, "stall": stall, "behind": time.perf_counter() - ended}
+
+
+def restore_seconds(saves: Ours | Torchs) -> float:
+    """Seconds to find the last checkpoint and load it; its files are in the page cache."""
+    dist.barrier()
+    started = time.perf_counter()
+    saves.load()
+    dist.barrier()
+    return time.perf_counter() - started
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files of a checkpoint."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def run_ranks(folder: Path, parameters: int, rounds: int, matmuls: int) -> dict[str, Any]:
+    """Start the ranks and wait; their figures."""
+    context = multiprocessing.get_context("spawn")
+    ranks = [context.Process(target=rank_main, args=(rank, str(folder), parameters, rounds, matmuls)) for rank in range(WORLD)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+    figures: dict[str, Any] = json.loads((folder / "figures.json").read_text())
+    return figures
+
+
+def report(figures: dict[str, Any], parameters: int, rounds: int) -> bool:
+    """Print the table; whether the bars hold."""
+    step, ways = figures["step"], figures["ways"]
+    print(
+        f"{parameters / 1e6:.0f}M parameters, {figures['bytes_all'] / 1e9:.2f} GB over {WORLD} ranks; "
+        f"{step:.3f} s a step; median (lowest to highest) of {rounds} rounds"
+    )
+    print(f"{'way of saving':<16}{'extra of 21 steps, s':>28}{'stall of the call, s':>28}{'behind, s':>12}")
+    for name, seconds in ways.items():
+        print(f"{name:<16}{spread(seconds['extra']):>28}{spread(seconds['stall']):>28}{statistics.median(seconds['behind']):>12.2f}")
+    extra = {name: statistics.median(seconds["extra"]) for name, seconds in ways.items()}
+    restore, size = figures["restore"], figures["bytes"]
+    print(f"restore: mootron {restore['mootron']:.2f} s (digests verified), dcp {restore['dcp']:.2f} s (nothing verified)")
+    share = extra["mootron async"] / extra["mootron"]
+    checks = [
+        (f"asynchronous over synchronous: {share:.1%} (bar {ASYNC_BAR:.0%})", share <= ASYNC_BAR),
+        (f"asynchronous: {extra['mootron async']:.2f} s, dcp's {extra['dcp async']:.2f} s", extra["mootron async"] < extra["dcp async"]),
+        (f"bytes on disk over the tensors': {size['mootron']:.4f} (bar {BYTES_BAR}), dcp {size['dcp']:.4f}", size["mootron"] <= BYTES_BAR),
+    ]
+    for text, holds in checks:
+        print(f"{text}: {'within' if holds else 'ABOVE'}")
+    return all(holds for _, holds in checks)
+
+
+def spread(seconds: list[float]) -> str:
+    """Median, lowest and highest."""
+    return f"{statistics.median(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f})"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure and print; 1 when a bar is not held."""
+    parser = argparse.ArgumentParser(prog="bench checkpoint", description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--parameters", type=float, default=100e6, help="of the whole state (default: 100e6, 1.2 GB)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of every way of saving (default: 3)")
+    parser.add_argument("--matmuls", type=int, default=150, help="products of 512 by 512 a step (default: 150)")
+    parser.add_argument("--folder", help="where to write; default: a temporary folder")
+    arguments = parser.parse_args(argv)
+    folder = Path(tempfile.mkdtemp(prefix="mootron-bench-", dir=arguments.folder))
+    try:
+        figures = run_ranks(folder, int(arguments.parameters), arguments.rounds, arguments.matmuls)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return 0 if report(figures, int(arguments.parameters), arguments.rounds) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

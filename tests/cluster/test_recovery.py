@@ -1,0 +1,88 @@
+"""A real run on one machine: a rank is killed, the run goes on in time; then the launcher is told to end."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from launching import PATIENCE_SECONDS, wait_for
+
+from cluster.events import read_events
+from cluster.rank_process import rank_log
+from cluster.run_status import status_of
+from distributed.run_folder import RunFolder
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "distributed"))
+from small_run import recipe_values, write_corpus
+
+ROOT = Path(__file__).resolve().parents[2]
+RECOVERY_SECONDS = 20.0
+"""From SIGKILL to the first step beyond the last one finished before it."""
+
+
+def start_run(home: Path) -> subprocess.Popen[str]:
+    write_corpus(home)
+    values = recipe_values(home, steps=100_000)
+    values |= {"name": "real", "checkpoint": {"every": 10, "keep_last": 2}, "cluster": {"workers": 2}}
+    values["validation"]["every"] = 100_000
+    values["data"]["loader_workers"] = 0
+    (home / "real.yaml").write_text(yaml.safe_dump(values))
+    command = [sys.executable, "-P", "-m", "cluster", "train", str(home / "real.yaml")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+
+
+def steps_of(run: RunFolder) -> list[int]:
+    if not run.metrics_path.exists():
+        return []
+    return [line["step"] for line in map(json.loads, run.metrics_path.read_text().splitlines()) if "loss" in line]
+
+
+def spares_are_warm(run: RunFolder) -> bool:
+    log = run.logs / "spares.log"
+    return log.exists() and len(re.findall("is warm", log.read_text())) >= 2
+
+
+def processes_of(run: RunFolder) -> list[int]:
+    """The rank processes, as the system knows them."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = entry.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"cluster.worker" in line and b"--warm-up" not in line and str(run.path).encode() in line:
+            found.append(int(entry.parent.name))
+    return sorted(found)
+
+
+@pytest.mark.ray
+def test_a_killed_rank_costs_less_than_the_bar_and_sigterm_stops_in_good_order(home: Path) -> None:
+    launcher = start_run(home)
+    run = RunFolder.named("real")
+    try:
+        wait_for(lambda: launcher.poll() is None and len(steps_of(run)) > 12 and spares_are_warm(run))
+        before = steps_of(run)[-1]
+        os.kill(processes_of(run)[1], signal.SIGKILL)
+        wait_for(lambda: any(event.kind == "recovered" for event in read_events(run)))
+        launcher.terminate()
+        output, _ = launcher.communicate(timeout=PATIENCE_SECONDS)
+    finally:
+        launcher.kill()
+    recovered = next(event for event in read_events(run) if event.kind == "recovered")
+    print(f"{recovered.seconds} s: {recovered.parts}")
+    assert recovered.seconds <= RECOVERY_SECONDS, recovered.parts
+    assert (recovered.step or 0) > before and abs(sum(recovered.parts.values()) - recovered.seconds) < 0.1
+    assert all("starts, in a warm process" in rank_log(run, rank).read_text() for rank in range(2))
+    steps = steps_of(run)
+    assert steps == list(range(1, steps[-1] + 1)), "every step once in what the run keeps"
+    assert launcher.returncode == 75, output
+    assert status_of(run).state == "stopped" and (run.checkpoints / f"step-{steps[-1]:08d}").is_dir()
+    assert "goes on at step" in output and "killed: rank" in output
