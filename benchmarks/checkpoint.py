@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import shutil
 import statistics
@@ -22,6 +21,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing
 
 from benchmarks.checkpoint_state import WAYS, Ours, State, Torchs, clear
 from distributed.topology import Topology
@@ -104,12 +104,7 @@ def folder_bytes(folder: Path) -> int:
 
 def run_ranks(folder: Path, parameters: int, rounds: int, matmuls: int) -> dict[str, Any]:
     """Start the ranks and wait; their figures."""
-    context = multiprocessing.get_context("spawn")
-    ranks = [context.Process(target=rank_main, args=(rank, str(folder), parameters, rounds, matmuls)) for rank in range(WORLD)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join()
+    torch.multiprocessing.spawn(rank_main, (str(folder), parameters, rounds, matmuls), nprocs=WORLD)  # a rank that fails ends all
     figures: dict[str, Any] = json.loads((folder / "figures.json").read_text())
     return figures
 

@@ -10,6 +10,7 @@ from distributed.run_folder import RunFolder
 
 THRESHOLD = 1.3  # times the median
 INTERVALS = 3  # in a row: one slow interval is an accident
+SPAN_SECONDS = 60.0
 
 
 def slow_ranks(seconds_W: Sequence[float]) -> dict[int, float]:
@@ -25,17 +26,20 @@ class StragglerWatch:
 
     def __init__(self, run: RunFolder) -> None:
         self.tail = MetricsTail(run.metrics_path)
-        self.slow_for: dict[int, int] = {}
+        self.slow: dict[int, list[float]] = {}
+        """Times of the intervals in a row in which a rank was slow."""
         self.named: set[int] = set()
 
     def look(self) -> list[tuple[int, str]]:
-        """Ranks found slow for INTERVALS logging intervals in a row, with words."""
+        """Ranks found slow for INTERVALS logging intervals in a row, over SPAN_SECONDS at least, with words."""
         found = []
         for figures in self.tail.read():
-            slow = slow_ranks(figures.get("compute_seconds_by_rank", ()))
-            self.slow_for = {rank: self.slow_for.get(rank, 0) + 1 for rank in slow} if "loss" in figures else self.slow_for
-            for rank, count in self.slow_for.items():
-                if count >= INTERVALS and rank not in self.named:
+            if "compute_seconds_by_rank" not in figures:
+                continue
+            ratios = slow_ranks(figures["compute_seconds_by_rank"])
+            self.slow = {rank: [*self.slow.get(rank, []), figures["time"]] for rank in ratios}
+            for rank, times in self.slow.items():
+                if rank not in self.named and len(times) >= INTERVALS and times[-1] - times[0] >= SPAN_SECONDS:
                     self.named.add(rank)
-                    found.append((rank, f"computes {slow[rank]:.2f} times as long as the median rank" if rank in slow else "computes long"))
+                    found.append((rank, f"computes {ratios[rank]:.2f} times as long as the median rank"))
         return found

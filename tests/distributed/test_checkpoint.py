@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -222,3 +223,22 @@ def test_manifest_cannot_name_files_elsewhere(tmp_path: Path) -> None:
     body["files"] = {"../secret.safetensors": next(iter(body["files"].values()))}
     with pytest.raises(ValueError, match="not a checkpoint file's name"):
         Manifest.model_validate(body)
+
+
+def rewrite_manifest(path: Path, **changes: Any) -> None:
+    body = json.loads((path / "manifest.json").read_text())["manifest"] | changes
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    (path / "manifest.json").write_text(json.dumps({"manifest": body, "sha256": digest}))
+
+
+def test_other_formats(tmp_path: Path) -> None:
+    """The first format is read and verified; a later one is named, and not taken for damage."""
+    path = written(tmp_path, 1)
+    content = (path / "rank-00000-of-00001.safetensors").read_bytes()
+    files = {"rank-00000-of-00001.safetensors": {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}}
+    rewrite_manifest(path, format=1, files=files)
+    assert checkpoint.newest(tmp_path) == Checkpoint.at(path)
+    rewrite_manifest(path, format=3)
+    with pytest.raises(RunError, match="has format 3, this Mootron reads up to 2; use a later one"):
+        checkpoint.newest(tmp_path)
+    assert path.is_dir()
