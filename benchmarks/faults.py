@@ -1,6 +1,6 @@
 """A fixed job under a seeded storm of faults against the same job undisturbed: goodput, time to recover, samples, losses.
 
-    ./launch.sh bench faults [--faults 8] [--seed 0] [--workers 2] [--log FILE]
+    ./launch.sh bench faults [--faults 8] [--seed 0] [--workers 2] [--steps-between 4] [--log FILE]
 
 A small MoEUT on the Python source of this machine, with expert parallelism over the workers and a checkpoint every three steps, runs twice
 under the real launcher, supervisor and Ray: once in peace, once with a SIGKILL (or, for every eighth, a SIGSTOP) to a random rank in a
@@ -33,8 +33,8 @@ from distributed.goodput import Ledger, account
 from distributed.recipe import Recipe, check_recipe
 from distributed.run_folder import RunFolder
 
-LEAST_STEPS = 4
-"""A fault comes this many steps after a start, or up to twice as many: later than a checkpoint, so that the run gets on."""
+STEPS_FOR_A_SPARE = 50
+"""Where faults come sooner than this, the spare processes that make restarts quick would never be ready, and only cost."""
 HANG_SECONDS = 15.0
 
 
@@ -44,10 +44,10 @@ def main(argv: list[str]) -> int:
     console = Console()
     with tempfile.TemporaryDirectory(prefix="mootron-faults-") as home:
         os.environ["MOOTRON_HOME"] = home
-        storm = draw_storm(args.faults, args.workers, args.seed, LEAST_STEPS, hang_share=args.hangs)
-        steps = 2 * LEAST_STEPS * args.faults + 20
-        peace = _run("peace", steps, args.workers, [], console)
-        stormy = _run("storm", steps, args.workers, storm, console)
+        storm = draw_storm(args.faults, args.workers, args.seed, args.steps_between, hang_share=args.hangs)
+        recipe = _recipe(2 * args.steps_between * args.faults + 20, args.workers, spare=args.steps_between >= STEPS_FOR_A_SPARE)
+        peace = _run("peace", recipe, [], console)
+        stormy = _run("storm", recipe, storm, console)
         report = compare(peace, stormy, storm)
     lines = report_lines(report)
     print("\n".join(lines))
@@ -128,9 +128,9 @@ def _figures(run: RunFolder, names: tuple[str, ...]) -> dict[int, tuple[float, .
     return {line["step"]: tuple(line[name] for name in names) for line in lines if "loss" in line}
 
 
-def _run(name: str, steps: int, workers: int, storm: list[Fault], console: Console) -> RunFolder:
+def _run(name: str, recipe: Recipe, storm: list[Fault], console: Console) -> RunFolder:
     """One run under the launcher; `storm` empty for the one in peace."""
-    recipe = _recipe(name, steps, workers)
+    recipe = recipe.model_copy(update={"name": name})
     run = RunFolder.named(recipe.name)
     with RunLock(run) as lock:
         ensure_corpus(recipe, console)
@@ -142,9 +142,9 @@ def _run(name: str, steps: int, workers: int, storm: list[Fault], console: Conso
     return run
 
 
-def _recipe(name: str, steps: int, workers: int) -> Recipe:
+def _recipe(steps: int, workers: int, spare: bool) -> Recipe:
     values: dict[str, Any] = {
-        "name": name,
+        "name": "faults",
         "model": {
             "vocab_size": 512,
             "d_model": 32,
@@ -164,7 +164,14 @@ def _recipe(name: str, steps: int, workers: int) -> Recipe:
         "checkpoint": {"every": 3},
         "validation": {"every": 10 * steps, "windows": 2},
         "logging": {"every": 1, "heat_maps_every": 10 * steps},
-        "cluster": {"workers": workers, "max_failures_an_hour": 100_000, "max_failures_a_host": 100_000, "hang_seconds": HANG_SECONDS},
+        "cluster": {
+            "workers": workers,
+            "min_workers": workers,
+            "max_failures_an_hour": 100_000,
+            "max_failures_a_host": 100_000,
+            "hang_seconds": HANG_SECONDS,
+            "warm_spare": spare,
+        },
     }
     return check_recipe(values, "bench faults")
 
@@ -174,6 +181,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--faults", type=int, default=8, help="how many (default: 8, one for each phase)")
     parser.add_argument("--seed", type=int, default=0, help="of the storm (default: 0)")
     parser.add_argument("--workers", type=int, default=2, help="ranks (default: 2)")
+    parser.add_argument("--steps-between", type=int, default=4, metavar="N", help="a fault comes N to 2N steps after a start (default: 4)")
     parser.add_argument("--hangs", type=float, default=0.125, help="share of faults that stop a rank instead (default: 0.125)")
     parser.add_argument("--log", type=Path, help="write the report to this file as well")
     return parser.parse_args(argv)

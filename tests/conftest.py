@@ -20,11 +20,17 @@ settings.load_profile("mootron")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share the pool, and those that start a Ray, stay in one process of several (`--dist loadgroup`)."""
+    """Tests that share the pool, and those that start a Ray, stay in one process of several (`--dist loadgroup`).
+
+    Those marked `alone` come after the pool's: beside others they would pass limits of time that they are to show.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("alone") is not None)
     for item in items:
-        for shared in ("pool", "ray"):
-            if shared in getattr(item, "fixturenames", ()) or item.get_closest_marker(shared):
-                item.add_marker(pytest.mark.xdist_group(shared))
+        names = {*getattr(item, "fixturenames", ()), *(mark.name for mark in item.iter_markers())}
+        if {"pool", "alone"} & names:
+            item.add_marker(pytest.mark.xdist_group("pool"))
+        elif "ray" in names:
+            item.add_marker(pytest.mark.xdist_group("ray"))
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,8 @@ from distributed.run_folder import RunFolder
 HERE = Path(__file__).resolve().parent
 Supervise = Callable[..., tuple[int, RunFolder]]
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(scope="module")
 def ray() -> Iterator[None]:

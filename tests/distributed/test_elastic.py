@@ -140,6 +140,7 @@ def gap(run: Path, step: int, sample: int, records: Any, visit: int, name: str, 
     if step == 0:
         return math.inf  # the weights are the same there: nothing may differ
     trained = load_trained(RunFolder(run), step)
+    trained.model.requires_grad_(False)
     scores: list[torch.Tensor] = []
     for module in trained.model.modules():
         if isinstance(module, Router) and module.name == name:
