@@ -12,6 +12,8 @@ from pathlib import Path
 from distributed.checkpoint.disk_file import write_flushed
 from distributed.checkpoint.storage import Chunk
 
+_REMOVALS = 20
+
 
 @dataclass(frozen=True)
 class LocalStorage:
@@ -86,8 +88,15 @@ class LocalStorage:
                 raise
 
     def remove_folder(self, name: str) -> None:
-        if (self.root / name).is_dir():
-            shutil.rmtree(self.root / name)
+        for attempt in range(_REMOVALS):
+            try:
+                shutil.rmtree(self.root / name)
+                return
+            except OSError:  # a late writer of a dead group may add to it, or tidy it away itself, at the same time
+                if not (self.root / name).is_dir():
+                    return
+                if attempt == _REMOVALS - 1:
+                    raise
 
     def move(self, name: str, other: str) -> None:
         (self.root / name).rename(self.root / other)
