@@ -1,4 +1,4 @@
-"""What `bench checkpoint` saves: a rank's half of a training state, a step that uses all of it, and four ways to save it."""
+"""What `bench checkpoint` saves: a rank's part of a training state, a step that uses all of it, and four ways to save it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TENSORS = 24
 
 
 class State:
-    """Masters and both moments of `parameters` parameters, cut in two: in 24 tensors a state, as a model has."""
+    """Masters and both moments of `parameters` parameters, cut in equal parts over the ranks: in 24 tensors a state, as a model has."""
 
     def __init__(self, parameters: int, topology: Topology, matmuls: int) -> None:
         self.length = parameters // (TENSORS * topology.world)
@@ -42,19 +42,20 @@ class State:
         """Of all ranks."""
         return 4 * len(STATES) * TENSORS * self.length * self.topology.world
 
-    def step(self) -> None:
+    def step(self, before_update: Callable[[], None] = lambda: None) -> None:
         """Products as in a forward and backward pass, an all-reduce, and an update in place of every entry."""
         for _ in range(self._matmuls):
             torch.mm(self._left, self._right)
         dist.all_reduce(self._gradient)
         self._gradient.mul_(0.5)
+        before_update()
         for states in self.tensors.values():
             states["exp_avg"].mul_(0.9)
             states["exp_avg_sq"].mul_(0.999)
             states["master"].add_(states["exp_avg"], alpha=-1e-4)
 
     def fragments(self) -> list[Fragment]:
-        """For our checkpoints: this rank's half of every tensor."""
+        """For our checkpoints: this rank's part of every tensor."""
         box = Box.whole((self.length * self.topology.world,))
         start = self.length * self.topology.rank
         return [Fragment(name, box, start, start + self.length, states) for name, states in self.tensors.items()]
@@ -85,6 +86,10 @@ class Ours:
         """What the training thread does."""
         self.step += 1
         self._saver.save(self.step, self._state.fragments(), {}, Meta(applied_steps=self.step, tokens=0))
+
+    def settle(self) -> None:
+        """What the training thread does before it changes the state."""
+        self._saver.settle()
 
     def finish(self) -> None:
         """Wait for what is in the background."""
@@ -123,6 +128,9 @@ class Torchs:
         else:
             dcp.save(self._state.sharded(), storage_writer=writer, process_group=self._group)
 
+    def settle(self) -> None:
+        """The whole copy was made in `save`."""
+
     def finish(self) -> None:
         """Wait for what is in the background."""
         if self._future is not None:
@@ -150,5 +158,3 @@ WAYS: dict[str, Callable[[State, Path], Ours | Torchs]] = {
     "dcp": lambda state, folder: Torchs(state, folder, asynchronous=False),
     "dcp async": lambda state, folder: Torchs(state, folder, asynchronous=True),
 }
-
-

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import statistics
 import sys
 import tempfile
@@ -33,8 +34,6 @@ from distributed.goodput import Ledger, account
 from distributed.recipe import Recipe, check_recipe
 from distributed.run_folder import RunFolder
 
-STEPS_FOR_A_SPARE = 50
-"""Where faults come sooner than this, the spare processes that make restarts quick would never be ready, and only cost."""
 HANG_SECONDS = 15.0
 
 
@@ -45,14 +44,14 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="mootron-faults-") as home:
         os.environ["MOOTRON_HOME"] = home
         storm = draw_storm(args.faults, args.workers, args.seed, args.steps_between, hang_share=args.hangs)
-        recipe = _recipe(2 * args.steps_between * args.faults + 20, args.workers, spare=args.steps_between >= STEPS_FOR_A_SPARE)
+        recipe = _recipe(2 * args.steps_between * args.faults + 20, args.workers)
         peace = _run("peace", recipe, [], console)
         stormy = _run("storm", recipe, storm, console)
         report = compare(peace, stormy, storm)
     lines = report_lines(report)
     print("\n".join(lines))
     if args.log is not None:
-        header = f"./launch.sh bench faults --faults {args.faults} --seed {args.seed} --workers {args.workers}, {time.strftime('%Y-%m-%d')}"
+        header = f"./launch.sh bench faults {shlex.join(argv)}, seed {args.seed}, {time.strftime('%Y-%m-%d')}"
         args.log.write_text("\n".join([header, "", *lines, "", *map(json.dumps, report["faults"])]) + "\n")
     return 0 if report["samples_equal"] and report["losses_equal"] and report["struck"] == args.faults else 1
 
@@ -142,7 +141,7 @@ def _run(name: str, recipe: Recipe, storm: list[Fault], console: Console) -> Run
     return run
 
 
-def _recipe(steps: int, workers: int, spare: bool) -> Recipe:
+def _recipe(steps: int, workers: int) -> Recipe:
     values: dict[str, Any] = {
         "name": "faults",
         "model": {
@@ -170,7 +169,6 @@ def _recipe(steps: int, workers: int, spare: bool) -> Recipe:
             "max_failures_an_hour": 100_000,
             "max_failures_a_host": 100_000,
             "hang_seconds": HANG_SECONDS,
-            "warm_spare": spare,
         },
     }
     return check_recipe(values, "bench faults")

@@ -1,4 +1,4 @@
-"""A child process that runs cluster/worker.py, and what became of it."""
+"""The process of a rank as its actor sees it, and what became of it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
-_PIPE_BYTES = 65_000  # what a pipe holds unread: the result is read after the process has ended
+KILL_SECONDS = 4.0
 
 
 @dataclass(frozen=True)
@@ -34,56 +36,87 @@ class Outcome:
 
 
 class Child:
-    """A worker process from its start to its outcome.
+    """A rank from its task to its outcome, forked by the server that listens at `fork_server`.
 
-    With the argument `--warm-up` it loads modules and waits for `assign`; else it begins at once.
+    Args:
+        environment: on top of the server's.
+        arguments: of cluster/worker.py.
+        log: takes its output.
     """
 
-    def __init__(self, rank: int, environment: dict[str, str], arguments: tuple[str, ...], log: Path) -> None:
+    def __init__(self, rank: int, environment: dict[str, str], arguments: tuple[str, ...], log: Path, fork_server: Path) -> None:
         self.rank = rank
+        self.pid: int | None = None
         self.outcome: Outcome | None = None
-        reader, writer = os.pipe()
-        command = [sys.executable, "-P", "-m", "cluster.worker", *arguments, "--parent", str(os.getpid()), "--result-fd", str(writer)]
-        code_root = str(Path(__file__).resolve().parent.parent)
-        path = os.pathsep.join(filter(None, (code_root, os.environ.get("PYTHONPATH"))))
-        with log.open("ab") as output:
-            # A session of its own: a terminal's Ctrl-C is the launcher's to handle, and the group can be killed as one.
-            self.process = subprocess.Popen(
-                command,
-                env={**os.environ, **environment, "PYTHONPATH": path},
-                stdin=subprocess.PIPE if "--warm-up" in arguments else subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                pass_fds=(writer,),
-                start_new_session=True,
-            )
-        os.close(writer)
-        threading.Thread(target=self._await_end, args=(reader,), daemon=True).start()
+        self._socket = socket.socket(socket.AF_UNIX)
+        task = {"rank": rank, "environment": environment, "arguments": arguments, "log": str(log)}
+        self._following = threading.Thread(target=self._follow, args=(fork_server, task), daemon=True)
+        self._following.start()
 
-    def assign(self, rank: int, environment: dict[str, str], arguments: tuple[str, ...], log: Path) -> None:
-        """Give a waiting process its task."""
-        self.rank = rank
-        task = {"environment": environment, "arguments": arguments, "log": str(log)}
-        assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it died a moment ago: its outcome will tell
-            self.process.stdin.write(json.dumps(task).encode() + b"\n")
-            self.process.stdin.flush()
+    def signal(self, number: int) -> None:
+        """Send the process a signal, if it lives."""
+        if self.pid is not None and self.outcome is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         """End the process and its children, stopped ones too."""
-        if self.process.poll() is None:
+        if self.pid is not None and self.outcome is None:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+                os.killpg(self.pid, signal.SIGKILL)
+        else:
+            self._hang_up()
+        self._following.join(KILL_SECONDS)
+        self._hang_up()
 
-    def _await_end(self, reader: int) -> None:
-        code = self.process.wait()
-        ended = time.time()
-        os.set_blocking(reader, False)  # a child of the rank may still hold the pipe open
+    def _hang_up(self) -> None:
+        """The server ends a rank whose connection is closed."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _follow(self, fork_server: Path, task: dict[str, Any]) -> None:
+        words: dict[str, Any] = {}
+        connection = Connection(os.dup(self._socket.fileno()))
         try:
-            text = os.read(reader, _PIPE_BYTES)
-        except BlockingIOError:
-            text = b""
-        os.close(reader)
-        words = json.loads(text) if text else {}
-        self.outcome = Outcome(self.rank, socket.gethostname(), ended, code, words.get("result"), words.get("error"))
+            self._socket.connect(str(fork_server))
+            connection.send_bytes(json.dumps(task).encode())
+            while "code" not in words:
+                words |= json.loads(connection.recv_bytes())
+                self.pid = words.get("pid")
+        except (EOFError, OSError):
+            words.setdefault("error", "the fork server of its host has ended, and all ranks there with it")
+        self.outcome = Outcome(self.rank, socket.gethostname(), time.time(), words.get("code"), words.get("result"), words.get("error"))
+        connection.close()
+
+
+class ServerProcess:
+    """A fork server (fork_server.py) started by this process, listening at `path`."""
+
+    def __init__(self, path: Path, environment: dict[str, str], arguments: tuple[str, ...], log: Path) -> None:
+        self.path = path
+        path.unlink(missing_ok=True)
+        code_root = str(Path(__file__).resolve().parent.parent)
+        python_path = os.pathsep.join(filter(None, (code_root, os.environ.get("PYTHONPATH"))))
+        with socket.socket(socket.AF_UNIX) as listener, log.open("ab") as output:
+            listener.bind(str(path))
+            listener.listen()  # from now on tasks may come; they wait for the imports
+            words = ("--parent", str(os.getpid()), "--listener", str(listener.fileno()))
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "cluster.fork_server", *arguments, *words],
+                env={**os.environ, **environment, "PYTHONPATH": python_path},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=(listener.fileno(),),
+                start_new_session=True,
+            )
+
+    @property
+    def lives(self) -> bool:
+        """Whether it serves."""
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        """End it, and its ranks with it."""
+        self._process.kill()
+        self._process.wait()

@@ -1,4 +1,4 @@
-"""The Ray actor that starts, watches and ends the process of one rank on its node."""
+"""The Ray actor that starts, watches and ends the process of one rank on its node; the node's first one also keeps its fork server."""
 
 from __future__ import annotations
 
@@ -12,17 +12,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.child import Child, Outcome
+from cluster.child import Child, Outcome, ServerProcess
 from cluster.network import free_ports, interface_of
-from cluster.warm_up import modules_path
 from distributed import heartbeat
 from distributed.run_folder import RunFolder
 
 # Ray narrows these to an actor's own devices; see group_environment for why a node's ranks share them again.
 DEVICE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
-FIXED_VARIABLES = ("OMP_NUM_THREADS", "PYTHONUNBUFFERED", "TOKENIZERS_PARALLELISM", *DEVICE_VARIABLES)
-"""What is read when Python or torch loads: a spare process is of use only to a task that has them as they were."""
-
 _FOLDER = "mootron-rank"
 
 
@@ -41,15 +37,12 @@ class NodeFacts:
 
 @dataclass(frozen=True)
 class RankTask:
-    """What one rank is to run: environment on top of the node's own, and the words after `python -m cluster.worker`.
-
-    `spare`: keep a second process ready once training is under way.
-    """
+    """What one rank is to run: environment on top of the node's own, the words after `python -m cluster.worker`, and where to fork."""
 
     rank: int
     environment: dict[str, str]
     arguments: tuple[str, ...]
-    spare: bool = False
+    fork_server: str
 
 
 @dataclass(frozen=True)
@@ -73,9 +66,8 @@ class RankProcess:
     def __init__(self, run_path: str) -> None:
         self.run = RunFolder(Path(run_path))
         self.folder = own_folder()
-        self.task: RankTask | None = None
         self.child: Child | None = None
-        self.spare: Child | None = None
+        self.server: ServerProcess | None = None
 
     def facts(self) -> NodeFacts:
         """Facts of the node this actor was placed on.
@@ -100,75 +92,63 @@ class RankProcess:
         """Ports on this node for the ranks to meet at."""
         return free_ports(address, count)
 
-    def start(self, task: RankTask) -> int:
-        """Start the rank's process, in the spare one if there is one; its output goes to its log. Returns the process id."""
+    def serve_forks(self, environment: dict[str, str], arguments: tuple[str, ...]) -> str:
+        """Have a fork server for this node's ranks; where it listens. It starts at once and imports meanwhile.
+
+        Args:
+            environment: holds what is read when Python and torch load, such as OMP_NUM_THREADS.
+            arguments: of cluster/worker.py; they say what to import.
+        """
+        if self.server is None or not self.server.lives:
+            self.run.logs.mkdir(parents=True, exist_ok=True)
+            log = self.run.logs / f"fork-server-{socket.gethostname()}.log"
+            self.server = ServerProcess(self.folder / "fork-server", environment, self._words(arguments), log)
+        return str(self.server.path)
+
+    def start(self, task: RankTask) -> None:
+        """Start the rank's process; its output goes to its log."""
         with contextlib.suppress(FileNotFoundError):
             self._beat_path.unlink()
-        task.environment[heartbeat.VARIABLE] = str(self._beat_path)
+        environment = {**task.environment, heartbeat.VARIABLE: str(self._beat_path)}
         self.run.logs.mkdir(parents=True, exist_ok=True)
         log = rank_log(self.run, task.rank)
-        spare = self._take_spare(task)
         with log.open("a") as file:
-            how = "in a warm process, " if spare else ""
-            file.write(f"--- rank {task.rank} starts, {how}{time.strftime('%Y-%m-%d %H:%M:%S')}\n")
-        arguments = ("--run", str(self.run.path), *task.arguments)
-        if spare:
-            spare.assign(task.rank, task.environment, arguments, log)
-        self.child = spare or Child(task.rank, task.environment, arguments, log)
-        self.task = task
-        return self.child.process.pid
+            file.write(f"--- rank {task.rank} starts, {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        self.child = Child(task.rank, environment, self._words(task.arguments), log, Path(task.fork_server))
 
     def report(self) -> RankReport:
-        """How the rank stands. Makes a spare process once training is under way."""
-        if self.child is None or self.task is None:
+        """How the rank stands."""
+        if self.child is None:
             raise RuntimeError("report before start")
-        outcome, pulse = self.child.outcome, heartbeat.read_pulse(self._beat_path)
+        rank, outcome, pulse = self.child.rank, self.child.outcome, heartbeat.read_pulse(self._beat_path)
         if outcome:
-            return RankReport(self.task.rank, outcome, pulse)
-        if self.task.spare and self.spare is None and pulse and pulse.in_training:
-            self._make_spare(self.task)
+            return RankReport(rank, outcome, pulse)
         age = time.time() - pulse.time if pulse else 0.0
-        return RankReport(self.task.rank, None, pulse, age, _is_stopped(self.child.process.pid))
+        return RankReport(rank, None, pulse, age, self.child.pid is not None and _is_stopped(self.child.pid))
 
     def ask_for_stack(self) -> None:
         """Let the rank write all its threads' stacks to its log (faulthandler)."""
-        if self.child is not None and self.child.outcome is None:
-            self.child.process.send_signal(signal.SIGUSR1)
+        if self.child is not None:
+            self.child.signal(signal.SIGUSR1)
 
     def kill(self) -> None:
-        """End the rank's process and its children now; the spare stays."""
+        """End the rank's process and its children now; the fork server stays."""
         if self.child is not None:
             self.child.kill()
 
     def close(self) -> None:
         """End everything and tidy up."""
         self.kill()
-        if self.spare is not None:
-            self.spare.kill()
+        if self.server is not None:
+            self.server.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _words(self, arguments: tuple[str, ...]) -> tuple[str, ...]:
+        return ("--run", str(self.run.path), *arguments)
 
     @property
     def _beat_path(self) -> Path:
         return self.folder / "beat"
-
-    def _make_spare(self, task: RankTask) -> None:
-        modules = modules_path(self._beat_path)
-        if modules.exists():
-            words = ("--warm-up", str(modules), "--run", str(self.run.path))
-            self.spare = Child(task.rank, self._fixed(task), words, self.run.logs / "spares.log")
-
-    def _take_spare(self, task: RankTask) -> Child | None:
-        spare, self.spare = self.spare, None
-        if spare is None:
-            return None
-        if spare.outcome is None and self.task is not None and self._fixed(self.task) == self._fixed(task):
-            return spare
-        spare.kill()
-        return None
-
-    @staticmethod
-    def _fixed(task: RankTask) -> dict[str, str]:
-        return {name: task.environment[name] for name in FIXED_VARIABLES if name in task.environment}
 
 
 def own_folder() -> Path:

@@ -27,6 +27,7 @@ class RunStatus:
     tokens_per_second: float | None
     age_seconds: float | None
     reason: str | None
+    goodput: float | None = None
     restarts: int = 0
     last_event: str | None = None
 
@@ -53,6 +54,7 @@ def status_of(run: RunFolder) -> RunStatus:
         tokens_per_second=found.get("tokens_per_second"),
         age_seconds=time.time() - found["time"] if "time" in found else None,
         reason=found.get("reason"),
+        goodput=found.get("goodput"),
         restarts=restarts(events),
         last_event=words(news[-1]) if news else None,
     )
@@ -68,12 +70,13 @@ def status_table(rows: list[RunStatus]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("run", no_wrap=True)
     table.add_column("state", no_wrap=True)
-    for name in ("step", "loss", "tokens/s", "restarts", "age"):
+    for name in ("step", "loss", "tokens/s", "goodput", "restarts", "age"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         step = "-" if row.step is None else f"{row.step}/{row.steps or '?'}"
         loss = "-" if row.loss is None else f"{row.loss:.4f}"
         speed = "-" if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}"
+        goodput = "-" if row.goodput is None else f"{row.goodput:.0%}"
         age = "-" if row.age_seconds is None else duration(row.age_seconds)
-        table.add_row(row.name, row.state, step, loss, speed, str(row.restarts), age)
+        table.add_row(row.name, row.state, step, loss, speed, goodput, str(row.restarts), age)
     return table

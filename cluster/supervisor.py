@@ -108,7 +108,7 @@ class Supervisor:
         rooms = self.places.rooms_without_left_out(self.group.held())
         if self.recovery:
             self.recovery.mark("decide and wait", time.time())
-        self.group.start(arguments, {EXPERT_PARALLEL: str(layout.expert_parallel)}, spare=self.config.warm_spare, rooms=rooms)
+        self.group.start(arguments, {EXPERT_PARALLEL: str(layout.expert_parallel)}, rooms=rooms)
         if self.recovery:
             self.recovery.mark("start processes", time.time())
 

@@ -1,10 +1,10 @@
 """The process of one rank: calls the training function and leaves its result.
 
-A fresh process of its own, not the Ray actor that starts it: thread counts and interfaces must stand in the environment
+A process of its own, not the Ray actor that asks for it: thread counts and interfaces must stand in the environment
 before torch loads, a process full of gRPC threads must not fork data loader workers, the exit code shows how the rank
 died (killed, out of memory), and a crash at exit cannot take a result with it. Nothing here knows Ray.
 
-With `--warm-up` it first loads a list of modules and then waits for its task, one line of JSON on its standard input.
+It is forked from its host's fork server (fork_server.py), or a fresh process where that may not fork.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from cluster.errors import USER_ERRORS
 from cluster.exit_codes import DONE, FAILED, USER_ERROR
 from cluster.layouts import with_expert_parallel
-from cluster.lifeline import die_with_parent
 from cluster.preflight import preflight
-from cluster.warm_up import leave_modules, modules_path, receive_task, warm_up
 from distributed import heartbeat
 from distributed.recipe import Recipe
 from distributed.run_folder import RunFolder
@@ -34,24 +33,16 @@ TRAINER = "distributed.trainer:train"
 EXPERT_PARALLEL = "MOOTRON_EXPERT_PARALLEL"
 
 
-def main(argv: list[str]) -> int:
-    """Run one rank; RANK, WORLD_SIZE and the like are in the environment."""
+def main(argv: Sequence[str], connection: Connection | None = None) -> int:
+    """Run one rank; RANK, WORLD_SIZE and the like are in the environment. `connection`: to its actor (cluster/child.py)."""
     args = _parse(argv)
-    die_with_parent(args.parent)
+    connection = connection or Connection(args.connection)
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)
-    if args.warm_up:
-        warm_up(Path(args.warm_up), RunFolder(Path(args.run)).recipe().data.loader_workers)
-        arguments = receive_task()
-        if arguments is None:
-            return DONE
-        args = _parse([*arguments, "--parent", str(args.parent), "--result-fd", str(args.result_fd)])
-    if heartbeat.VARIABLE in os.environ:
-        heartbeat.start()
-        leave_modules(modules_path(Path(os.environ[heartbeat.VARIABLE])))
+    connection.send_bytes(json.dumps({"pid": os.getpid()}).encode())
+    heartbeat.start()
     outcome, code = run_rank(RunFolder(Path(args.run)), args)
-    with os.fdopen(args.result_fd, "w") as pipe:
-        json.dump(outcome, pipe)
+    connection.send_bytes(json.dumps(outcome).encode())
     return code
 
 
@@ -84,15 +75,13 @@ def load_function(target: str) -> Callable[..., str]:
     return function
 
 
-def _parse(argv: list[str]) -> argparse.Namespace:
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="cluster.worker")
-    parser.add_argument("--warm-up", metavar="MODULES")
     parser.add_argument("--run", required=True)
     parser.add_argument("--target", default=TRAINER)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--branch-from", default=None)
-    parser.add_argument("--parent", type=int, required=True)
-    parser.add_argument("--result-fd", type=int, required=True)
+    parser.add_argument("--connection", type=int)
     return parser.parse_args(argv)
 
 

@@ -46,14 +46,12 @@ class WorkerGroup:
         arguments: tuple[str, ...],
         environment: dict[str, str] | None = None,
         *,
-        spare: bool = False,
         rooms: dict[str, int] | None = None,
     ) -> None:
         """Place the actors if they are not yet, and start every rank's process with `arguments` for cluster/worker.py.
 
         Args:
             environment: of all ranks, on top of their own.
-            spare: every rank keeps a warm process for the next start.
             rooms: only nodes with these addresses, holding so many workers each (None: wherever Ray places them).
 
         Raises:
@@ -66,7 +64,11 @@ class WorkerGroup:
         first = self.places[0]
         (ports,) = self._gather([self.actors[0].free_ports.remote(first.address, 2)])
         environments = group_environment(self.places, tuple(ports), self.plan.cpus_per_worker)
-        tasks = [RankTask(rank, {**own, **(environment or {})}, arguments, spare) for rank, own in enumerate(environments)]
+        servers = self._fork_servers(environments, arguments)
+        tasks = [
+            RankTask(rank, {**own, **(environment or {})}, arguments, server)
+            for rank, (own, server) in enumerate(zip(environments, servers, strict=True))
+        ]
         self._gather([actor.start.remote(task) for actor, task in zip(self.actors, tasks, strict=True)])
         self._asked = [None] * len(self.actors)
         self._heard = [time.monotonic()] * len(self.actors)
@@ -128,6 +130,13 @@ class WorkerGroup:
         if self.placement is not None:
             ray.util.remove_placement_group(self.placement)
             self.placement = None
+
+    def _fork_servers(self, environments: list[dict[str, str]], arguments: tuple[str, ...]) -> list[str]:
+        """Where every rank's node has its fork server, which the node's first rank keeps."""
+        first = {place.node: rank for rank, place in reversed(list(enumerate(self.places)))}
+        addresses = self._gather([self.actors[rank].serve_forks.remote(environments[rank], arguments) for rank in first.values()])
+        by_node = dict(zip(first, addresses, strict=True))
+        return [by_node[place.node] for place in self.places]
 
     def _order_ranks(self) -> None:
         places = self._gather([actor.facts.remote() for actor in self.actors])

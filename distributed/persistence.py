@@ -25,7 +25,7 @@ from model.sharding import Box
 
 
 class Persistence:
-    """One rank's part in saving and restoring a run. All ranks call every method but `poll` together.
+    """One rank's part in saving and restoring a run. All ranks call every method but `poll` and `settle` together.
 
     Args:
         boxes: where every parameter lies in its global tensor.
@@ -78,6 +78,11 @@ class Persistence:
         if self._saver is None:
             raise RuntimeError("restore comes before the first save")
         self._saver.save(step, self._engine.fragments(), {}, meta)
+
+    def settle(self) -> None:
+        """Have copied what the last save is to hold; for every step, before the optimizer."""
+        if self._saver is not None:
+            self._saver.settle()
 
     def poll(self) -> None:
         """Tell of a save that has ended since the last call; cheap and local, for every step boundary."""

@@ -143,8 +143,7 @@ class ClusterConfig(Strict):
     `max_workers` (`null`: as many as it began with). More than `max_failures_an_hour` end it; a host with more than
     `max_failures_a_host` in an hour is left out while others can do without it. `hang_seconds`: how long no rank may
     finish a step or enter a collective (longer than a checkpoint or validation takes); `start_seconds`: how long the first
-    step may take to come. `warm_spare`: every rank keeps a second process with everything imported, which makes restarts
-    quick and costs its memory. `preflight`: compare the hosts before training.
+    step may take to come. `preflight`: compare the hosts before training.
     """
 
     workers: int | None = Field(default=None, ge=1)
@@ -158,7 +157,6 @@ class ClusterConfig(Strict):
     max_failures_a_host: int = Field(default=3, ge=1)
     hang_seconds: float = Field(default=600.0, ge=2.0)
     start_seconds: float = Field(default=1800.0, ge=10.0)
-    warm_spare: bool = True
     preflight: bool = True
 
     @model_validator(mode="after")

@@ -191,6 +191,8 @@ class Trainer:
             if batch.damaged:
                 self.run.append_damaged(step + 1, batch.damaged)
                 self.metrics.damaged(len(batch.damaged))
+        with self.clock.part("checkpoint"):
+            self.persistence.settle()
         with self.clock.part("optimizer"):
             rate = learning_rate(step, self.recipe.train)
             report = self.engine.step(rate)

@@ -1,4 +1,4 @@
-"""List runs with state, step, loss, tokens/s and the age of these figures.
+"""List runs with state, step, loss, tokens/s, goodput (share of the time since submission in steps that survived) and the figures' age.
 
 `lost`: the run was at work, but its process is gone; resume goes on from its newest checkpoint.
 """

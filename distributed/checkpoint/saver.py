@@ -1,4 +1,4 @@
-"""Saving beside training: copy to host memory, go on, write in the background; one save on its way at a time.
+"""Saving beside training: copy to host memory and write in the background; one save on its way at a time.
 
 Collectives happen on the training thread alone, when a save is begun and when its outcome is shared.
 """
@@ -30,7 +30,7 @@ MENTION_SECONDS = 0.1
 
 
 class Saver:
-    """One rank's saves. All ranks call `save`, `finish` and `close` together; `poll` asks nobody.
+    """One rank's saves. All ranks call `save`, `finish` and `close` together; `poll` and `settle` ask nobody.
 
     Args:
         fence: this group's number, equal on all ranks (`raise_fence`); 0 where nobody else can write.
@@ -61,7 +61,8 @@ class Saver:
     def save(self, step: int, fragments: list[Fragment], buffers: dict[str, Tensor], meta: Meta) -> None:
         """Begin checkpoint `step`. A step that is committed already is left alone: a run computes one thing.
 
-        Waits for the save before, if that is still on its way. A save that fails raises nothing here: see `events`.
+        The tensors must not change before `settle` or `finish`. Waits for the save before, if that is still on its way. A save
+        that fails raises nothing here: see `events`.
 
         Args:
             fragments: this rank's, from the engine.
@@ -79,6 +80,11 @@ class Saver:
         self._writing = Writing(self._job(step, fragments, buffers, meta), self._after_commit, yield_cores=self._asynchronous)
         if not self._asynchronous:
             self.finish()
+
+    def settle(self) -> None:
+        """Have copied all that was given to `save`: call before the optimizer changes it."""
+        if self._writing is not None:
+            self._writing.job.snapshot.settle()
 
     def poll(self) -> None:
         """Tell of a save that has ended since; cheap and local, for every step boundary."""
@@ -137,7 +143,7 @@ class Saver:
             )
 
     def _job(self, step: int, fragments: list[Fragment], buffers: dict[str, Tensor], meta: Meta) -> Job:
-        """What this rank writes, copied."""
+        """What this rank writes."""
         topology = self._topology
         kept = buffers if topology.rank == 0 else {}
         return Job(

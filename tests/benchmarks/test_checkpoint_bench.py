@@ -17,6 +17,7 @@ def figures(sync: float, asynchronous: float, dcp_async: float, size: float) -> 
     extra = {"mootron": sync, "mootron async": asynchronous, "dcp": 9.0, "dcp async": dcp_async}
     ways = {name: {"extra": [99.0, seconds, 0.0], "stall": [seconds], "behind": [0.0]} for name, seconds in extra.items()}
     return {
+        "world": 2,
         "ways": ways,
         "step": 0.3,
         "bytes_all": 1.2e9,

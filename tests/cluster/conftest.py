@@ -1,12 +1,14 @@
-"""Run folders of their own for the command line's tests."""
+"""Run folders of their own, and a Ray."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from cluster.ray_session import ray_session
 from distributed.recipe import Recipe, load_recipe
 from distributed.run_folder import RunFolder
 
@@ -24,7 +26,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def recipe() -> Recipe:
     """The quickstart with the numbers that these tests speak of, without what costs an import of torch in every rank."""
     numbers = ["train.steps=200", "train.global_batch=16", "expert_parallel.size=2"]
-    return load_recipe(CODE_ROOT / "configs" / "quickstart.yaml", [*numbers, "cluster.preflight=false", "cluster.warm_spare=false"])
+    return load_recipe(CODE_ROOT / "configs" / "quickstart.yaml", [*numbers, "cluster.preflight=false"])
 
 
 def with_cluster(recipe: Recipe, **fields: object) -> Recipe:
@@ -46,3 +48,12 @@ def make_run(home: Path, recipe: Recipe) -> Callable[..., RunFolder]:
         return run
 
     return make
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[None]:
+    """A private Ray whose workers can import the targets in this folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{CODE_ROOT}{os.pathsep}{Path(__file__).resolve().parent}")
+        with ray_session(cpus=2, gpus=0):
+            yield

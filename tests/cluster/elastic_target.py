@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -75,14 +76,23 @@ def have_accident(run: RunFolder, rank: int, step: int) -> None:
         raise ValueError(f"no such tensor at 0x{os.getpid():x}")
     if kind == "mistake":
         raise RunError("train.lr is wrong; mend it")
-    victim = {"actor": os.getppid, "head": gcs_server, "driver": driver}.get(kind, os.getpid)
+    if kind in ("wait", "child"):
+        if kind == "child":
+            write_atomically(run.path / "child", str(subprocess.Popen(["sleep", str(DEADLINE_SECONDS)]).pid))
+        time.sleep(DEADLINE_SECONDS)
+    victim = {"actor": actor, "head": gcs_server, "driver": driver}.get(kind, os.getpid)
     os.kill(victim(), signal.SIGSTOP if kind == "stop" else signal.SIGKILL)
     time.sleep(DEADLINE_SECONDS)
 
 
+def actor() -> int:
+    """The Ray actor of this rank, which has its number in the name of its folder in memory (cluster/rank_process.py)."""
+    return int(Path(os.environ[heartbeat.VARIABLE]).parent.name.split("-")[3])
+
+
 def driver() -> int:
-    """The process that started the private Ray of this rank: rank -> actor -> raylet -> driver."""
-    return _parent(_parent(os.getppid()))
+    """The process that started the private Ray of this rank: actor -> raylet -> driver."""
+    return _parent(_parent(actor()))
 
 
 def gcs_server() -> int:

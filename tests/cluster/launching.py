@@ -27,7 +27,7 @@ from distributed.recipe import ClusterConfig
 from distributed.run_folder import RunFolder
 
 run, address = RunFolder(Path(sys.argv[1])), sys.argv[2] or None
-recipe = run.recipe().model_copy(update={"cluster": ClusterConfig(address=address, preflight=False, warm_spare=False)})
+recipe = run.recipe().model_copy(update={"cluster": ClusterConfig(address=address, preflight=False)})
 with RunLock(run) as lock:
     sys.exit(launch(Start(run, recipe, GroupPlan(2, 1.0), target=sys.argv[3]), lock, Console()))
 """

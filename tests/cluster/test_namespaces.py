@@ -43,7 +43,7 @@ def write_recipe(home: Path) -> Path:
     values |= {"name": "across", "expert_parallel": {"size": 3}, "checkpoint": {"every": 5, "keep_last": 3}}
     values["data"]["loader_workers"] = 0
     values["validation"]["every"] = 100_000
-    values["cluster"] = {"workers": 3, "cpus_per_worker": 1, "warm_spare": False}
+    values["cluster"] = {"workers": 3, "cpus_per_worker": 1}
     path = home / "across.yaml"
     path.write_text(yaml.safe_dump(values))
     return path

@@ -35,11 +35,11 @@ def test_an_ended_run_keeps_its_state(state: str, make_run: Callable[..., RunFol
 def test_table(make_run: Callable[..., RunFolder], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status"]) == 0
     assert "no runs" in capsys.readouterr().out
-    make_run("first", "finished", step=20, steps=20, loss=1.25, tokens_per_second=1234.0)
+    make_run("first", "finished", step=20, steps=20, loss=1.25, tokens_per_second=1234.0, goodput=0.834)
     make_run("second", "failed", step=3, steps=20, loss=None, reason="rank 1 died [oom]")
     assert [run.name for run in all_runs()] == ["first", "second"]
     assert main(["status"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split()[:5] == ["first", "finished", "20/20", "1.2500", "1,234"]
-    assert lines[2].split()[:5] == ["second", "failed", "3/20", "-", "-"]
+    assert lines[1].split()[:6] == ["first", "finished", "20/20", "1.2500", "1,234", "83%"]
+    assert lines[2].split()[:6] == ["second", "failed", "3/20", "-", "-", "-"]
     assert "second: rank 1 died [oom]" in lines

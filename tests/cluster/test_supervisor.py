@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 from conftest import with_cluster
@@ -14,24 +12,13 @@ from elastic_target import STEPS
 from cluster import group_watch
 from cluster.events import FAILURES, RunEvent, read_events, restarts
 from cluster.group_plan import GroupPlan
-from cluster.ray_session import ray_session
 from cluster.supervisor import Supervisor
 from distributed.recipe import Recipe
 from distributed.run_folder import RunFolder
 
-HERE = Path(__file__).resolve().parent
 Supervise = Callable[..., tuple[int, RunFolder]]
 
 pytestmark = pytest.mark.alone
-
-
-@pytest.fixture(scope="module")
-def ray() -> Iterator[None]:
-    """A private Ray whose workers can import elastic_target."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", f"{HERE.parents[1]}{os.pathsep}{HERE}")
-        with ray_session(cpus=2, gpus=0):
-            yield
 
 
 @pytest.fixture

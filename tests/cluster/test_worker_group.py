@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,24 +14,13 @@ from launching import at_work, lives, start_launcher, wait_for
 from cluster.errors import ClusterError
 from cluster.group_plan import GroupPlan
 from cluster.rank_process import rank_log
-from cluster.ray_session import ray_session
 from cluster.run_lock import is_held
 from cluster.run_status import status_of
 from cluster.worker_group import WorkerGroup
 from distributed.recipe import Recipe
 from distributed.run_folder import RunFolder
 
-HERE = Path(__file__).resolve().parent
 PLAN = GroupPlan(workers=2, cpus_per_worker=1.0, timeout_seconds=60.0)
-
-
-@pytest.fixture(scope="module")
-def ray() -> Iterator[None]:
-    """A private Ray whose workers can import group_target."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", f"{HERE.parents[1]}{os.pathsep}{HERE}")
-        with ray_session(cpus=2, gpus=0):
-            yield
 
 
 def finish(run: RunFolder, target: str, *arguments: str) -> list:

@@ -41,6 +41,7 @@ def test_training_goes_on_while_the_state_of_the_save_is_written(tmp_path: Path)
     fragments = state(1.0)
     saver.save(10, fragments, {}, META)
     assert gate.reached.wait(60)
+    saver.settle()
     for fragment in fragments:
         for view in fragment.tensors.values():
             view.fill_(2.0)

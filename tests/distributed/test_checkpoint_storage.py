@@ -158,5 +158,3 @@ def test_a_disk_that_is_full_for_real(tmp_path: Path) -> None:
         assert list(checkpoint.list_checkpoints(storage)) == [1, 3]
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
-
-
