@@ -31,7 +31,8 @@ from cluster.launcher import Start, launch
 from cluster.run_lock import RunLock
 from cluster.sizing import plan_run
 from distributed.goodput import Ledger, account
-from distributed.recipe import Recipe, check_recipe
+from distributed.recipe import Recipe
+from distributed.recipe_file import check_recipe
 from distributed.run_folder import RunFolder
 
 HANG_SECONDS = 15.0

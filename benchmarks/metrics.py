@@ -23,7 +23,8 @@ from torch.nn import functional as F
 
 from distributed.clock import StepClock
 from distributed.metrics import Metrics
-from distributed.recipe import Recipe, load_recipe
+from distributed.recipe import Recipe
+from distributed.recipe_file import load_recipe
 from distributed.run_folder import RunFolder
 from distributed.topology import Topology
 from model.config import SigmaMoEConfig

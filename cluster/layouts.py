@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from distributed.errors import RunError
-from distributed.recipe import Recipe, check_world
+from distributed.recipe import Recipe
+from distributed.world_rules import check_world
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,10 @@ from cluster.recipes import find_recipe, split_words
 from cluster.run_lock import RunLock, lock_path
 from cluster.sizing import fit_expert_parallel, plan_run
 from distributed.errors import RunError
-from distributed.recipe import Recipe, check_world, load_recipe
+from distributed.recipe import Recipe
+from distributed.recipe_file import load_recipe
 from distributed.run_folder import RunFolder
+from distributed.world_rules import check_world
 
 
 @dataclass(frozen=True)

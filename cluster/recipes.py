@@ -6,7 +6,8 @@ import difflib
 from pathlib import Path
 
 from distributed.errors import RunError
-from distributed.recipe import Recipe, load_recipe
+from distributed.recipe import Recipe
+from distributed.recipe_file import load_recipe
 
 CODE_ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = CODE_ROOT / "configs"

@@ -18,7 +18,6 @@ SPLITS: tuple[Literal["train"], Literal["held_out"]] = ("train", "held_out")
 Split = Literal["train", "held_out"]
 
 # Above this, digests of shards are compared only when asked for.
-_VERIFY_BYTES = 4 << 30
 # How a source is read by the stream, not what it holds.
 _STREAM_FIELDS = {"proportion"}
 
@@ -125,11 +124,12 @@ def load_manifest(folder: Path) -> Manifest:
         raise DataError(f"{path} is damaged ({place}: {first['msg']}); remove {folder} and prepare it again") from None
 
 
-def check(folder: Path, config: DataConfig, verify: bool | None = None) -> Manifest:
+def check(folder: Path, config: DataConfig, verify: bool = False) -> Manifest:
     """The manifest, after a check that the set is whole and is what the recipe asks for.
 
-    Every index, every shard's size and the tokenizer's digest are compared; with `verify` every shard's digest too
-    (by default where the set is below 4 GiB). Shards are left to the reading of their windows where `on_damage` is `skip`.
+    Every index, every shard's size and the tokenizer's digest are compared; with `verify` every shard's digest too, which
+    reads all of the set (each window has a digest of its own, compared when it is read). Shards are left to the reading of
+    their windows where `on_damage` is `skip`.
 
     Raises:
         DataError: the set is missing, was made from another recipe, or a file of it is missing or damaged.
@@ -144,8 +144,6 @@ def check(folder: Path, config: DataConfig, verify: bool | None = None) -> Manif
     shards = [shard for place, digest in manifest.indices.items() for shard in _listed_shards(folder, place, digest)]
     if config.on_damage == "skip":
         return manifest
-    if verify is None:
-        verify = sum(size for _, size, _ in shards) < _VERIFY_BYTES
     for path, size, digest in shards:
         _check_shard(folder, path, size, digest if verify else None)
     return manifest

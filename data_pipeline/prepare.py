@@ -66,7 +66,7 @@ def prepare(config: DataConfig, folder: Path, on_progress: Progress | None = Non
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder.parent / f".{folder.name}.lock"):
             if (folder / MANIFEST).exists():
-                manifest = check(folder, config)
+                manifest = check(folder, config, verify=True)
             elif folder.exists() and any(folder.iterdir()):
                 raise DataError(f"data.folder {folder} holds other files; set data.folder to a new or an empty folder")
             else:

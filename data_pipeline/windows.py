@@ -21,7 +21,11 @@ from data_pipeline.shards import ShardReader, open_shards
 class Windows:
     """Windows of one split, of all sources or of one.
 
+    Args:
+        skip_damaged: `read_ragged` leaves out what cannot be read and notes it in `damaged`.
+
     Attributes:
+        damaged: what is wrong with windows that were left out, by id.
         counts: windows of each opened source.
         ids: the range of global ids of the opened sources.
         seq_len: T.
@@ -29,12 +33,14 @@ class Windows:
         end_of_document: the token that ends a document, or None.
     """
 
-    def __init__(self, folder: Path, split: Split, source: str | None = None) -> None:
+    def __init__(self, folder: Path, split: Split, source: str | None = None, skip_damaged: bool = False) -> None:
         manifest = load_manifest(folder)
         counts = manifest.windows(split)
         if source is not None and source not in counts:
             raise DataError(f"{folder} has no source '{source}'; sources: {', '.join(counts)}")
         self.folder = folder
+        self.damaged: dict[int, str] = {}
+        self._skip_damaged = skip_damaged
         self.split: Split = split
         self.seq_len = manifest.seq_len
         self.vocab_size = manifest.tokenizer.vocab_size
@@ -83,9 +89,17 @@ class Windows:
         """Windows of 2 to T + 1 tokens, int64 each: every source's last held-out window may be short.
 
         Raises:
-            DataError: a shard is damaged or missing.
+            DataError: a shard is damaged or missing, unless `skip_damaged`.
         """
-        return [self._tokens(sample_id).astype(np.int64) for sample_id in ids]
+        rows = []
+        for sample_id in ids:
+            try:
+                rows.append(self._tokens(sample_id).astype(np.int64))
+            except DataError as fault:
+                if not self._skip_damaged:
+                    raise
+                self.damaged[sample_id] = str(fault)
+        return rows
 
     @property
     def _mend(self) -> str:

@@ -27,7 +27,7 @@ STEP_PARTS = ("data", "forward", "attention", "dispatch", "experts", "backward",
 """What a training step is made of. `forward` and `backward` are what remains beside attention, dispatch and experts."""
 
 PARTS = (*STEP_PARTS, "validation", "checkpoint")
-"""All parts; the last two happen between steps."""
+"""All parts; the last two are no part of a step, though the copy of a checkpoint may end just before an optimizer's step."""
 
 _SPLIT = ("forward", "backward")
 _MAX_PENDING_EVENTS = 16_384

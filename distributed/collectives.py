@@ -90,12 +90,17 @@ def barrier(name: str, topology: Topology) -> None:
         _run(name, torch.uint8, lambda: dist.barrier(group=topology.world_group))
 
 
+def largest(number: int, topology: Topology, name: str) -> int:
+    """The largest `number` of any rank of the world, the same on all."""
+    if topology.world_group is None:
+        return number
+    votes = torch.tensor([number], device=topology.device)
+    return int(all_reduce(name, votes, topology.world_group, dist.ReduceOp.MAX).item())
+
+
 def any_rank(flag: bool, topology: Topology, name: str) -> bool:
     """Whether `flag` is true on any rank of the world; all ranks get the same answer."""
-    if topology.world_group is None:
-        return flag
-    votes = torch.tensor([int(flag)], device=topology.device)
-    return bool(all_reduce(name, votes, topology.world_group, dist.ReduceOp.MAX).item())
+    return bool(largest(int(flag), topology, name))
 
 
 @contextmanager

@@ -59,6 +59,8 @@ def interval_figures(interval: Interval, macs_per_token: float, schedule: list[i
     tokens_per_second = interval.tokens / (step_seconds * steps) if step_seconds > 0 else 0.0
     counted = interval.steps - interval.skipped
     loss = interval.loss / counted if counted else math.nan
+    if interval.damaged:  # the sum was divided by the tokens that the steps should have had
+        loss *= interval.tokens / interval.tokens_W.sum().item()
     peak = interval.peak_flops_W.sum().item()
     return {
         "loss": loss,

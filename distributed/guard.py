@@ -31,7 +31,7 @@ class Guard:
     def __init__(self, config: GuardConfig) -> None:
         self._config = config
         self._not_finite = 0
-        self._high = 0
+        self._high: list[int] = []
         self._losses: deque[float] = deque(maxlen=config.spike_window)
 
     def watch(self, step: int, loss: float, skipped: bool) -> Trouble | None:
@@ -50,11 +50,11 @@ class Guard:
     def _compare(self, step: int, loss: float) -> Trouble | None:
         spike = self._config.spike_nats
         if spike is None or len(self._losses) < LEAST_LOSSES or loss <= (usual := statistics.median(self._losses)) + spike:
-            self._high = 0
+            self._high = []
             self._losses.append(loss)
             return None
-        self._high += 1  # a spike does not raise what it is measured against
-        if self._high < self._config.spike_steps:
+        self._high.append(step)  # a spike does not raise what it is measured against
+        if len(self._high) < self._config.spike_steps:
             return None
-        words = f"the loss was {loss:.3f}, more than {spike:g} nats above its median {usual:.3f}, for {self._high} steps in a row"
-        return Trouble(step - self._high + 1, step, words)
+        words = f"the loss was {loss:.3f}, more than {spike:g} nats above its median {usual:.3f}, for {len(self._high)} steps in a row"
+        return Trouble(self._high[0], step, words)

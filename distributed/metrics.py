@@ -114,9 +114,8 @@ class Metrics:
             self._writer.validation(step, nats)
 
     def close(self, failed: bool = False) -> None:
-        """Charge the time since the last logging, close the files, stop listening to spans. No collective."""
+        """Charge the time since the last logging and close the files. No collective."""
         seconds = self._clock.read()
-        self._clock.close()
         if self._writer is not None:
             self._writer.close(self._last_step, seconds, failed)
 

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import distributed as dist
-
 from distributed import checkpoint, collectives
 from distributed.checkpoint import Checkpoint, Saver, Storage
 from distributed.checkpoint.fence import sees_fence
@@ -37,29 +34,26 @@ class Persistence:
         self._data = {"digest": data_digest, "seed": recipe.data.seed, "global_batch": recipe.train.global_batch}
         self.storage = storage_of(recipe, run)
         self._saver: Saver | None = None
-        self._loaded: int | None = None
         self.events: list[dict[str, Any]] = []
         """What came of saves, oldest first: see `Saver.events`."""
 
     @property
     def newest(self) -> str | None:
         """Name of the last checkpoint committed or loaded."""
-        step = self._saver.newest if self._saver is not None and self._saver.newest is not None else self._loaded
-        return None if step is None else step_name(step)
+        return None if self._saver is None or self._saver.newest is None else step_name(self._saver.newest)
 
     def restore(self, resume: bool, branch_from: str | None) -> int:
         """Load what the run goes on from, if anything; the number of steps done there. From here on this group owns the run.
 
         Raises:
-            RunError: the checkpoint named by `branch_from` is not there, a checkpoint is of another model or data set, or a
-                new run would write among the checkpoints of an older one.
+            RunError: the checkpoint named by `branch_from` is not there, a checkpoint is of another model or data set, all are
+                damaged, or a new run would write among the checkpoints of an older one.
         """
         self.finish()
-        self._loaded = None
         self._saver = self._new_saver(self._take_over(resume))
-        path = checkpoint.newest(self.storage, self._topology) if resume else None
-        if path is not None:
-            return self._load(path, same_data=True)
+        if resume and collectives.any_rank(bool(checkpoint.list_checkpoints(self.storage)), self._topology, "checkpoint.any"):
+            self._saver.newest = self._load(self._newest_whole(), same_data=True)
+            return self._saver.newest
         return self._load(branch_point(branch_from), same_data=False) if branch_from else 0
 
     def save(self, step: int, held_out: dict[str, float]) -> None:
@@ -103,15 +97,22 @@ class Persistence:
         if self._saver is not None:
             self._saver.close()
 
+    def _newest_whole(self) -> Checkpoint:
+        found = checkpoint.newest(self.storage, self._topology)
+        if found is None:
+            raise RunError(
+                f"all checkpoints in {self.storage.address} are damaged and set aside: nothing is left to go on from; "
+                f"./launch.sh resume {self._run.name} begins again at step 0"
+            )
+        return found
+
     def _take_over(self, resume: bool) -> int:
         """This group's fencing number, equal on all ranks."""
         used, fence = False, 0
         if self._topology.rank == 0:
             used = not resume and bool(checkpoint.list_checkpoints(self.storage))
             fence = 0 if used else checkpoint.raise_fence(self.storage)
-        if self._topology.world_group is not None:
-            vote = torch.tensor([fence], device=self._topology.device)
-            fence = int(collectives.all_reduce("checkpoint.fence", vote, self._topology.world_group, dist.ReduceOp.MAX).item())
+        fence = collectives.largest(fence, self._topology, "checkpoint.fence")
         if fence == 0:
             raise RunError(
                 f"{self.storage.address} holds checkpoints of an older run '{self._run.name}'; choose another name with --name, "
@@ -145,7 +146,6 @@ class Persistence:
                 "its samples would not be the same: restore the data set, or branch with ./launch.sh train --from"
             )
         self._engine.finish_load(manifest.meta.applied_steps)
-        self._loaded = manifest.step
         return manifest.step
 
 

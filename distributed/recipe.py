@@ -1,22 +1,14 @@
-"""A recipe: everything that decides what a run computes, checked before any process starts.
-
-`load_recipe` reads YAML, applies dotted overrides (`train.lr=3e-4`) and reports every fault with the field as the user
-wrote it, the value, and what would be right.
-"""
+"""A recipe: everything that decides what a run computes. Read from YAML by `recipe_file`, checked before any process starts."""
 
 from __future__ import annotations
 
-import difflib
 import re
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from data_pipeline.config import DataConfig
-from distributed.errors import RunError
-from model.config import ModelConfig, SigmaMoEConfig, Strict
+from model.config import ModelConfig, Strict
 
 
 class ScheduleConfig(Strict):
@@ -192,144 +184,3 @@ class Recipe(Strict):
                 f"model.vocab_size is {self.model.vocab_size} but data.tokenizer.vocab_size is {tokenizer.vocab_size}; make them equal"
             )
         return self
-
-
-def load_recipe(path: Path | str, overrides: list[str] | None = None) -> Recipe:
-    """Read a recipe file and apply `key.path=value` overrides (values are YAML).
-
-    Raises:
-        RunError: the file cannot be read, an override names no field, or a value is wrong.
-    """
-    path = Path(path)
-    try:
-        text = path.read_text()
-    except OSError as fault:
-        raise RunError(f"recipe {path}: {fault.strerror}; the recipes that come with Mootron are in configs/") from None
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as fault:
-        raise RunError(f"recipe {path} is not YAML: {fault}") from None
-    if not isinstance(values, dict):
-        raise RunError(f"recipe {path} must be a mapping of fields, found {type(values).__name__}")
-    for override in overrides or []:
-        apply_override(values, override)
-    return check_recipe(values, str(path))
-
-
-def check_recipe(values: dict[str, Any], origin: str) -> Recipe:
-    """Validate plain values; every fault is named by its dotted field."""
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as fault:
-        lines = [_explain(error) for error in fault.errors()]
-        raise RunError(f"recipe {origin}:\n  " + "\n  ".join(lines)) from None
-
-
-def apply_override(values: dict[str, Any], override: str) -> None:
-    """Set one dotted field in nested plain values, e.g. `train.lr=3e-4` or `data.sources.0.path=/texts`."""
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise RunError(f"override '{override}' must read field.name=value, for example train.lr=3e-4")
-    place: Any = values
-    *parents, last = key.split(".")
-    for part in parents:
-        place = _descend(place, part, override)
-    value = _parse_value(text)
-    if isinstance(place, list):
-        place[_list_index(place, last, override)] = value
-    elif isinstance(place, dict):
-        place[last] = value
-    else:
-        raise RunError(f"override '{override}': {'.'.join(parents)} is a single value, not a group of fields")
-
-
-def _descend(place: Any, part: str, override: str) -> Any:
-    if isinstance(place, list):
-        return place[_list_index(place, part, override)]
-    if not isinstance(place, dict):
-        raise RunError(f"override '{override}': {part} is below a single value")
-    if place.get(part) is None:
-        place[part] = {}
-    return place[part]
-
-
-def _list_index(place: list[Any], part: str, override: str) -> int:
-    if not part.isdigit() or int(part) >= len(place):
-        raise RunError(f"override '{override}': '{part}' must be a position from 0 to {len(place) - 1}")
-    return int(part)
-
-
-def _parse_value(text: str) -> Any:
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-    if isinstance(value, str):  # YAML 1.1 reads 3e-4 as a string
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-# Discriminated unions put the chosen kind into pydantic's location; the user did not write it.
-_UNION_TAGS = {"sigma_moe", "switchhead", "dense"}
-
-
-def _explain(error: Any) -> str:
-    location = [str(part) for part in error["loc"] if str(part) not in _UNION_TAGS]
-    field = ".".join(location) or "recipe"
-    given = error.get("input")
-    if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(location[-1], _known_fields(error["loc"]), n=1, cutoff=0.5)
-        return f"{field}: unknown field" + (f"; did you mean {near[0]}?" if near else "; remove it")
-    if error["type"] == "missing":
-        return f"{field}: required but not given"
-    shown = "" if isinstance(given, dict | list | BaseModel) else f" (got {given!r})"
-    return f"{field}: {error['msg'].removeprefix('Value error, ')}{shown}"
-
-
-def _known_fields(location: tuple[Any, ...]) -> list[str]:
-    """Names of the fields beside the unknown one."""
-    names: list[str] = []
-    pending: list[type[BaseModel]] = [Recipe]
-    while pending:
-        part = pending.pop()
-        for name, field in part.model_fields.items():
-            names.append(name)
-            for inner in _inner_models(field.annotation):
-                pending.append(inner)
-    return names
-
-
-def _inner_models(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    found: list[type[BaseModel]] = []
-    for argument in getattr(annotation, "__args__", ()):
-        found.extend(_inner_models(argument))
-    return found
-
-
-def check_world(recipe: Recipe, workers: int) -> None:
-    """Faults that depend on how many workers there are.
-
-    Raises:
-        RunError: expert parallelism or the batch does not fit the number of workers.
-    """
-    size = recipe.expert_parallel.size
-    if workers % size:
-        fits = [n for n in range(1, workers + 1) if workers % n == 0]
-        raise RunError(f"expert_parallel.size is {size}, which does not divide {workers} workers; choose one of {fits}")
-    if size > 1 and not isinstance(recipe.model.feed_forward, SigmaMoEConfig):
-        kind = recipe.model.feed_forward.kind
-        raise RunError(f"expert_parallel.size is {size} but model.feed_forward.kind is '{kind}', which has no experts; set it to 1")
-    batch = recipe.train.global_batch
-    if batch < workers:
-        raise RunError(f"train.global_batch is {batch}, fewer than one sequence a worker; raise it to {workers} or more")
-    if batch % workers and not recipe.train.uneven_batch:
-        below, above = batch // workers * workers, -(-batch // workers) * workers
-        raise RunError(
-            f"train.global_batch is {batch}, which {workers} workers cannot share equally; "
-            f"choose {below or above} or {above}, or set train.uneven_batch=true"
-        )

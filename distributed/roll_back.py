@@ -29,15 +29,14 @@ def roll_back(trouble: Trouble, recipe: Recipe, run: RunFolder, skips: Skips, pe
     if skips.roll_backs >= recipe.guard.max_roll_backs:
         raise RunError(f"{words}; guard.max_roll_backs is {recipe.guard.max_roll_backs} and {skips.roll_backs} were made; lower train.lr")
     persistence.finish()
+    good = [step for step in list_checkpoints(persistence.storage) if step <= trouble.first] if topology.rank == 0 else []
+    if collectives.largest(max(good, default=-1), topology, "roll_back.good") < 0:
+        raise RunError(f"{words}; there is no checkpoint from before to go back to; lower train.lr, or checkpoint.every")
     if topology.rank == 0:
         abandon_after(persistence.storage, trouble.first)
     collectives.barrier("roll_back.abandoned", topology)
-    if not list_checkpoints(persistence.storage):
-        raise RunError(f"{words}; there is no checkpoint from before to go back to; lower train.lr, or checkpoint.every")
     step = persistence.restore(True, None)
+    skips.add(trouble.first, trouble.last, trouble.reason, rolled_back_to=step, write=topology.rank == 0)
     if topology.rank == 0:
-        skips.add(trouble.first, trouble.last, trouble.reason, rolled_back_to=step)
         print(f"{words}; went back to step {step} and leave the samples of those steps out", flush=True)
-    collectives.barrier("roll_back.noted", topology)
-    skips.reload()
     return step

@@ -28,7 +28,8 @@ from typing import Any
 import yaml
 
 from distributed.errors import RunError
-from distributed.recipe import Recipe, check_recipe
+from distributed.recipe import Recipe
+from distributed.recipe_file import check_recipe
 
 STATES = ("starting", "running", "stopping", "stopped", "finished", "failed")
 
@@ -166,7 +167,12 @@ class RunFolder:
             file.write(json.dumps(figures) + "\n")
 
     def append_damaged(self, step: int, faults: dict[int, str]) -> None:
-        """Note windows that step `step` left out because they could not be read. Every rank may call it."""
+        """Note windows that were left out in step `step`, or in the validation after it, because they could not be read.
+
+        Every rank may call it. A step that is done again stands there again.
+        """
+        if not faults:
+            return
         lines = [json.dumps({"step": step, "window": window, "fault": fault}) + "\n" for window, fault in faults.items()]
         with (self.path / "damaged_windows.jsonl").open("a") as file:
             file.write("".join(lines))

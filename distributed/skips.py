@@ -33,15 +33,12 @@ class Skips:
                 step += 1
         return step
 
-    def add(self, first: int, last: int, reason: str, rolled_back_to: int) -> None:
-        """Leave out what the run's steps `first` to `last` took. One process calls it; the others `reload`."""
+    def add(self, first: int, last: int, reason: str, rolled_back_to: int, write: bool = True) -> None:
+        """Leave out what the run's steps `first` to `last` took. All processes call it alike, one of them with `write`."""
         steps = [self.order_step(step) for step in range(first, last + 1)]
         self._entries.append({"steps": steps, "reason": reason, "rolled_back_to": rolled_back_to})
-        write_atomically(self._path, json.dumps(self._entries, indent=1))
-
-    def reload(self) -> None:
-        """Read what another process added."""
-        self._entries = self._read()
+        if write:
+            write_atomically(self._path, json.dumps(self._entries, indent=1))
 
     def _steps(self) -> list[int]:
         return sorted(step for entry in self._entries for step in entry["steps"])

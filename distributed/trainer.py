@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -38,7 +37,7 @@ from distributed.evaluate import held_out_loss
 from distributed.guard import Guard, Trouble
 from distributed.metrics import Metrics
 from distributed.persistence import Persistence
-from distributed.recipe import Recipe, check_world
+from distributed.recipe import Recipe
 from distributed.reduction import sum_over_ranks
 from distributed.replay import open_replay
 from distributed.roll_back import roll_back
@@ -47,6 +46,7 @@ from distributed.schedule import learning_rate
 from distributed.skips import Skips
 from distributed.summary import build_summary, says_finished
 from distributed.topology import Topology, close_topology, init_topology
+from distributed.world_rules import check_world
 from model.accounting import macs_per_token, stored_parameters
 from model.config import SigmaMoEConfig
 from model.moeut import ModelOutput
@@ -91,7 +91,7 @@ class Trainer:
         self.recipe, self.run, self.topology = recipe, run, topology
         self.clock = StepClock(topology.device)
         self.data_folder = data_folder(recipe)
-        self.manifest = check(self.data_folder, recipe.data, verify=False)  # every window is checked when it is read
+        self.manifest = check(self.data_folder, recipe.data)
         self.windows = Windows(self.data_folder, "train")
         proportions = {source.name: source.proportion for source in recipe.data.sources}
         self.order = SampleOrder(self.windows.counts, proportions, recipe.train.global_batch, recipe.data.seed)
@@ -111,17 +111,16 @@ class Trainer:
         self.step = self.persistence.restore(resume, branch_from)
         if self.step >= self.recipe.train.steps:
             self._check_unfinished()
-        while True:
-            heartbeat.position.begin(self.step, lambda: self.clock.part_now)
-            self.metrics = self._open_metrics()
-            with self._watched():
-                ended = self._run_steps()
+        try:
+            while True:
+                heartbeat.position.begin(self.step, lambda: self.clock.part_now)
+                self.metrics = self._open_metrics()
+                ended = self._run_stretch()
                 if not isinstance(ended, Trouble):
-                    with self.clock.part("checkpoint"):
-                        self.persistence.close()
-                    self._finish()
                     return ended
-            self.step = roll_back(ended, self.recipe, self.run, self.skips, self.persistence, self.topology)
+                self.step = roll_back(ended, self.recipe, self.run, self.skips, self.persistence, self.topology)
+        finally:
+            self.clock.close()
 
     def _check_unfinished(self) -> None:
         """A run whose last step is saved has nothing to train; one that died before it could say so is measured again."""
@@ -132,18 +131,24 @@ class Trainer:
             )
         self.held_out = self._validate()
 
-    @contextmanager
-    def _watched(self) -> Iterator[None]:
-        """Close the metrics at the end, and tell them if it was a failure."""
-        failed = True
+    def _run_stretch(self) -> Outcome | Trouble:
+        """Train until there is a reason not to go on, and finish the run if it is a good one. Then close the metrics:
+        steps that nobody logged before a failure or trouble will be done again.
+        """
+        kept = False
         try:
-            yield
-            failed = False
+            ended = self._run_steps()
+            if not isinstance(ended, Trouble):
+                with self.clock.part("checkpoint"):
+                    self.persistence.close()
+                self._finish()
+                kept = True
+            return ended
         finally:
-            self.metrics.close(failed)
+            self.metrics.close(failed=not kept)
 
     def _run_steps(self) -> Outcome | Trouble:
-        """Train until there is a reason not to go on."""
+        """The steps themselves."""
         data, last_step = self.recipe.data, self.recipe.train.steps
         guard = Guard(self.recipe.guard)
         reading = (data.loader_workers, data.prefetch, data.on_damage == "skip")
@@ -251,7 +256,7 @@ class Trainer:
         """Held-out nats a token, per source."""
         losses = {}
         for source in self.recipe.data.sources:
-            windows = Windows(self.data_folder, "held_out", source.name)
+            windows = Windows(self.data_folder, "held_out", source.name, skip_damaged=self.recipe.data.on_damage == "skip")
             losses[source.name] = held_out_loss(
                 self.model,
                 windows,
@@ -261,6 +266,7 @@ class Trainer:
                 max_windows=self.recipe.validation.windows,
                 end_of_document=self.document_end,
             )["nats"]
+            self.run.append_damaged(self.step, windows.damaged)
         return losses
 
     def _open_metrics(self) -> Metrics:

@@ -25,9 +25,10 @@ def run(args: argparse.Namespace) -> int:
     from cluster.run_lock import RunLock
     from cluster.sizing import plan_run
     from distributed.errors import RunError
-    from distributed.recipe import check_world, load_recipe
+    from distributed.recipe_file import load_recipe
     from distributed.resume_rules import check_overrides
     from distributed.run_folder import RunFolder
+    from distributed.world_rules import check_world
 
     console = Console()
     folder = RunFolder.existing(args.name)

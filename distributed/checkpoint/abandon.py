@@ -9,8 +9,8 @@ from distributed.checkpoint.storage import Storage
 
 
 def abandon_after(place: Storage | Path, step: int) -> list[int]:
-    """Rename the committed checkpoints past `step` to `<name>.abandoned`; their steps. One process calls it."""
+    """Rename the committed checkpoints past `step` to `<name>.abandoned`, the newest first; their steps. One process calls it."""
     gone = {number: checkpoint for number, checkpoint in list_checkpoints(place).items() if number > step}
-    for checkpoint in gone.values():
+    for checkpoint in reversed(gone.values()):
         set_aside(checkpoint, "abandoned")
     return list(gone)

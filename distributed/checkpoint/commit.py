@@ -9,8 +9,9 @@ from importlib import metadata
 from threading import Event
 
 from distributed.checkpoint.fence import current_fence
-from distributed.checkpoint.manifest import MANIFEST, Manifest, manifest_text, rank_file
+from distributed.checkpoint.manifest import MANIFEST, Manifest, manifest_text, rank_file, read_manifest
 from distributed.checkpoint.part import Job, Part
+from distributed.checkpoint.storage import Checkpoint
 
 
 class SaveFailedError(Exception):
@@ -37,19 +38,34 @@ def commit(job: Job, cancelled: Event) -> int:
     if len(parts) < job.world:
         raise SaveFailedError("a worker could not write its part, see its log")
     manifest = _manifest(job, parts)
-    if not job.storage.create(f"{job.folder}/{MANIFEST}", manifest_text(manifest).encode(), lambda: _check_fence(job)):
-        raise SaveFailedError(f"checkpoint {job.folder} was committed by another process in the meantime")
+    _take_name(job, manifest_text(manifest).encode())
     with suppress(Exception):  # it is committed: what stays does no harm
         _tidy(job, manifest)
     return sum(record.size for record in manifest.files.values())
 
 
+def _take_name(job: Job, text: bytes) -> None:
+    """Write the manifest. A storage may fail after it took the name, or take it and be asked again: what lies there tells."""
+    name = f"{job.folder}/{MANIFEST}"
+    try:
+        taken = job.storage.create(name, text, lambda: _check_fence(job))
+    except SupersededError:
+        raise
+    except Exception:
+        if not job.storage.exists(name) or job.storage.read(name) != text:
+            raise
+        return
+    if not taken and job.storage.read(name) != text:
+        raise SaveFailedError(f"checkpoint {job.folder} was committed by another process in the meantime")
+
+
 def _check_fence(job: Job) -> None:
     """Run when the manifest lies beside its name: a group that takes over after this removes it, so the commit still fails."""
-    _refuse_after_take_over(job)
+    refuse_after_take_over(job)
 
 
-def _refuse_after_take_over(job: Job) -> None:
+def refuse_after_take_over(job: Job) -> None:
+    """Raise SupersededError if a later group has begun."""
     if job.fence and (now := current_fence(job.storage)) > job.fence:
         raise SupersededError(f"start {now} of this run has taken over from start {job.fence}")
 
@@ -57,7 +73,10 @@ def _refuse_after_take_over(job: Job) -> None:
 def discard(job: Job) -> None:
     """Remove what this group wrote of a checkpoint that will not be. Best effort: what stays is cleared at the next start."""
     with suppress(Exception):
-        for name in job.storage.names(job.folder):
+        names = job.storage.names(job.folder)
+        if MANIFEST in names and read_manifest(Checkpoint(job.storage, job.folder)).fence == job.fence:
+            return  # it was committed, though the storage could not say so
+        for name in names:
             if _fence_of(name) == job.fence:
                 job.storage.remove(f"{job.folder}/{name}")
         job.storage.remove(job.folder)
@@ -71,7 +90,7 @@ def _gather(job: Job, cancelled: Event) -> dict[int, Part]:
         marked = [rank for rank in range(job.world) if job.mark(rank) in names]
         if complete or len(marked) == job.world:
             return {rank: Part.model_validate_json(job.storage.read(f"{job.folder}/{job.mark(rank)}")) for rank in marked}
-        _refuse_after_take_over(job)  # a rank of a dead group never comes
+        refuse_after_take_over(job)  # a rank of a dead group never comes
         complete = cancelled.wait(job.storage.poll_seconds)
 
 

@@ -6,9 +6,6 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from torch import distributed as dist
-
 from distributed import collectives
 from distributed.checkpoint.files import verify_files
 from distributed.checkpoint.manifest import MANIFEST, DamagedError, read_manifest
@@ -99,19 +96,21 @@ def set_aside(checkpoint: Checkpoint, reason: str) -> str:
 
 
 def _damage(checkpoint: Checkpoint, rank: int = 0, world: int = 1) -> str | None:
+    """What is wrong with it. A fault of the storage is not damage: it passes, so that nothing is set aside for it."""
     try:
         verify_files(checkpoint, read_manifest(checkpoint), rank, world)
     except DamagedError as fault:
         return str(fault)
+    except OSError as fault:
+        raise OSError(f"checkpoint {checkpoint} cannot be read, and nothing was set aside: {fault}") from fault
     return None
 
 
 def _agree_on_newest(storage: Storage, topology: Topology | None) -> int | None:
     """Rank 0's view of the folder, so that all ranks speak of one checkpoint."""
     step = max(list_checkpoints(storage), default=-1)
-    if topology is not None and topology.world_group is not None:
-        vote = torch.tensor([step if topology.rank == 0 else -1], device=topology.device)
-        step = int(collectives.all_reduce("checkpoint.newest", vote, topology.world_group, dist.ReduceOp.MAX).item())
+    if topology is not None:
+        step = collectives.largest(step if topology.rank == 0 else -1, topology, "checkpoint.newest")
     return None if step < 0 else step
 
 

@@ -17,7 +17,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from distributed.checkpoint.storage import Checkpoint
 from distributed.errors import RunError
@@ -131,6 +131,7 @@ def read_manifest(place: Checkpoint | Path) -> Manifest:
 
     Raises:
         DamagedError: it is not there, not JSON, not a manifest, or not as it was written.
+        OSError: it cannot be read, which says nothing about it.
         RunError: it is of a later format.
     """
     checkpoint = Checkpoint.at(place)
@@ -144,7 +145,7 @@ def read_manifest(place: Checkpoint | Path) -> Manifest:
         return Manifest.model_validate(body)
     except RunError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as fault:
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as fault:
         raise DamagedError(f"{checkpoint}/{MANIFEST}: {fault}") from None
 
 

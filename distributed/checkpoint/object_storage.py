@@ -1,10 +1,11 @@
 """Checkpoints in an object store by an fsspec address. There is no rename: an object appears when its upload ends.
 
-`create` is exclusive where the backend can do it (memory, S3 and Google by a condition on the upload); elsewhere it looks first.
+`create` is exclusive where the backend takes a condition on the upload (S3, Google, memory); elsewhere it looks first.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
@@ -20,6 +21,8 @@ class ObjectStorage:
 
     def __init__(self, filesystem: Any, root: str, address: str) -> None:
         self._filesystem, self._root, self.address = filesystem, root.rstrip("/"), address.rstrip("/")
+        upload = getattr(filesystem, "_pipe_file", filesystem.pipe_file)
+        self._condition = {"mode": "create"} if "mode" in inspect.signature(upload).parameters else {}
 
     def names(self, folder: str = "") -> list[str]:
         self._filesystem.invalidate_cache()
@@ -57,16 +60,17 @@ class ObjectStorage:
             raise
 
     def create(self, name: str, content: bytes, last_check: Callable[[], None] = lambda: None) -> bool:
-        path = self._path(name)
+        if not self._condition and self.exists(name):
+            return False
         last_check()
         try:
-            self._filesystem.pipe_file(path, content, mode="create")
+            self._filesystem.pipe_file(self._path(name), content, **self._condition)
         except FileExistsError:
             return False
-        except (TypeError, ValueError, NotImplementedError):  # a backend that knows no conditions
-            if self.exists(name):
+        except OSError:  # some backends have no word of their own for a condition that does not hold
+            if self._condition and self.exists(name):
                 return False
-            self._filesystem.pipe_file(path, content)
+            raise
         return True
 
     def remove(self, name: str) -> None:

@@ -11,14 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch import distributed as dist
 
 from distributed import collectives
-from distributed.checkpoint.folder import is_committed, step_name
-from distributed.checkpoint.manifest import Meta, rank_file
+from distributed.checkpoint.folder import is_committed, set_aside, step_name
+from distributed.checkpoint.manifest import Meta, rank_file, read_manifest
 from distributed.checkpoint.part import Job, pieces_of
 from distributed.checkpoint.snapshot import HostBuffer, live_tensors
-from distributed.checkpoint.storage import Storage
+from distributed.checkpoint.storage import Checkpoint, Storage
 from distributed.checkpoint.writing import Writing
 from distributed.errors import RunError
 from distributed.fragment import Fragment
@@ -54,7 +53,7 @@ class Saver:
         self._writing: Writing | None = None
         self._last_fault: str | None = None
         self.newest: int | None = None
-        """Step of the last checkpoint known to be committed."""
+        """Step of the last checkpoint known to be committed; the caller sets it to the one it loaded."""
         self.events: list[dict[str, Any]] = []
         """What happened: {"time", "kind": "committed" | "failed" | "waited", "step", "seconds", ...}, seconds of the writer or the wait."""
 
@@ -73,7 +72,7 @@ class Saver:
             RunError: another group of processes has taken the run over.
         """
         self._finish_the_one_before(step)
-        known = self._topology.rank == 0 and is_committed(self._storage, step_name(step))
+        known = self._topology.rank == 0 and self._is_known(step)
         if collectives.any_rank(known, self._topology, "checkpoint.known"):
             self.newest, self._last_fault = step, None
             return
@@ -83,7 +82,7 @@ class Saver:
 
     def settle(self) -> None:
         """Have copied all that was given to `save`: call before the optimizer changes it."""
-        if self._writing is not None:
+        if self._writing is not None and not self._writing.written.is_set():
             self._writing.job.snapshot.settle()
 
     def poll(self) -> None:
@@ -142,6 +141,18 @@ class Saver:
                 f"{waited:.1f} s; save less often (checkpoint.every) or to faster storage (checkpoint.address)"
             )
 
+    def _is_known(self, step: int) -> bool:
+        """Whether this step is saved. What a dead group committed since this one began is set aside: files of it may be gone."""
+        checkpoint = Checkpoint(self._storage, step_name(step))
+        if not is_committed(self._storage, checkpoint.name):
+            return False
+        if step <= (self.newest or 0) or read_manifest(checkpoint).fence >= self._fence:
+            return True
+        self._report(
+            f"checkpoint of step {step} was committed late by a group that was replaced; it is {set_aside(checkpoint, 'late')} now"
+        )
+        return False
+
     def _job(self, step: int, fragments: list[Fragment], buffers: dict[str, Tensor], meta: Meta) -> Job:
         """What this rank writes."""
         topology = self._topology
@@ -152,7 +163,7 @@ class Saver:
             fence=self._fence,
             rank=topology.rank,
             layout={"world": topology.world, "expert_parallel": topology.expert_parallel, "threads": torch.get_num_threads()},
-            snapshot=self._buffer.take(live_tensors(fragments, kept)),
+            snapshot=self._buffer.take(*live_tensors(fragments, kept)),
             pieces=pieces_of(fragments, rank_file(topology.rank, topology.world, self._fence)),
             buffers=list(kept),
             meta=meta,
@@ -181,7 +192,4 @@ class Saver:
 
     def _worst(self, outcome: int, name: str) -> int:
         """The worst outcome of all ranks."""
-        if self._topology.world_group is None:
-            return outcome
-        vote = torch.tensor([outcome], device=self._topology.device)
-        return int(collectives.all_reduce(name, vote, self._topology.world_group, dist.ReduceOp.MAX).item())
+        return collectives.largest(outcome, self._topology, name)

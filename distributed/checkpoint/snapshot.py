@@ -1,12 +1,13 @@
 """Copies of a rank's tensors in host memory, laid out as the file that will hold them: the writer only has to stream it.
 
-A state changes only when the optimizer steps. Until then the writer copies, piece by piece, just before it writes; what is left when
-the optimizer is due, `settle` copies. A save in a step that is longer than the copy thus costs the training thread nothing.
+Masters and moments change only when the optimizer steps. Until then the writer copies, piece by piece, just before it writes; what is
+left when the optimizer is due, `settle` copies. A save in a step that is longer than the copy thus costs the training thread nothing.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -18,27 +19,29 @@ from distributed.checkpoint.safetensors_file import Entry, body_bytes, header_of
 from distributed.fragment import Fragment
 
 CHUNK_BYTES = 8 << 20
+COPY_BYTES = 1 << 20
+"""What is copied at a time. Little, because the training thread may have to wait for a writer of low priority to finish it."""
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Up to CHUNK_BYTES of a tensor that are still to be copied: they end at byte `stop` of the body."""
+class Copy:
+    """A part of a tensor that is still to be copied, to byte `start` of the body and on."""
 
+    start: int
     source: Tensor
     target: Tensor
-    stop: int
 
 
 class Snapshot:
     """A safetensors file in memory: its header, and the bytes of all tensors in one block, some of which may be yet to come.
 
     Args:
-        pieces: what is yet to be copied, in order of place.
+        copies: what is yet to come, in order of place.
     """
 
-    def __init__(self, header: bytes, body: Tensor, pieces: list[Piece]) -> None:
+    def __init__(self, header: bytes, body: Tensor, copies: list[Copy]) -> None:
         self.header, self.body = header, body
-        self._pieces, self._copied = pieces, 0
+        self._copies = deque(copies)
         self._copying = threading.Lock()
 
     def settle(self) -> None:
@@ -55,21 +58,12 @@ class Snapshot:
 
     def copy_until(self, stop: int) -> None:
         """Have all bytes of the body before `stop`. Any thread may ask."""
-        while self._copy_next(stop):
-            pass
-
-    def _copy_next(self, stop: int) -> bool:
-        """One piece, so that another thread that asks never waits for more; False when there is none before `stop`."""
-        with self._copying:
-            if self._copied == len(self._pieces):
-                self._pieces, self._copied = [], 0  # let go of the tensors
-                return False
-            piece = self._pieces[self._copied]
-            if piece.stop - piece.target.numel() * piece.target.itemsize >= stop:
-                return False
-            piece.target.copy_(piece.source)
-            self._copied += 1
-            return True
+        while True:
+            with self._copying:
+                if not self._copies or self._copies[0].start >= stop:
+                    return
+                copy = self._copies.popleft()
+                copy.target.copy_(copy.source)
 
 
 class HostBuffer:
@@ -81,46 +75,48 @@ class HostBuffer:
     def __init__(self) -> None:
         self._block = torch.empty(0, dtype=torch.uint8)
 
-    def take(self, live: Mapping[str, Tensor]) -> Snapshot:
-        """Begin to copy: tensors of a device now, those in host memory as the snapshot is read or settled.
+    def take(self, states: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> Snapshot:
+        """A snapshot of both, which lives until the next call.
 
-        The snapshot lives until the next call.
+        Args:
+            states: change only when the optimizer steps; those in host memory are copied as the snapshot is read or settled.
+            others: copied now.
         """
+        live = {**states, **others}
         entries = plan(live)
-        size = body_bytes(entries)
-        if self._block.numel() < size:
-            self._block = torch.empty(0, dtype=torch.uint8)  # first give back, then ask for more
-            block = torch.empty(size + PAGE, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
-            self._block = block[-block.data_ptr() % PAGE :]
-        pieces: list[Piece] = []
-        for name, tensor in live.items():
-            source, target = tensor.detach(), self._view(entries[name])
-            if source.device.type == "cpu" and source.is_contiguous():
-                pieces += _pieces(source, target, entries[name].start)
+        self._make_room(body_bytes(entries))
+        copies: list[Copy] = []
+        for name, entry in entries.items():
+            source, target = live[name].detach(), self._view(entry)
+            if name in states and source.device.type == "cpu" and source.is_contiguous():
+                copies += _in_parts(source, target, entry.start)
             else:
                 target.copy_(source, non_blocking=True)
         if torch.cuda.is_available():
             torch.cuda.current_stream().synchronize()
-        return Snapshot(header_of(entries), self._block[:size], sorted(pieces, key=lambda piece: piece.stop))
+        return Snapshot(header_of(entries), self._block[: body_bytes(entries)], copies)
+
+    def _make_room(self, size: int) -> None:
+        if self._block.numel() < size:
+            self._block = torch.empty(0, dtype=torch.uint8)  # first give back, then ask for more
+            block = torch.empty(size + PAGE, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+            self._block = block[-block.data_ptr() % PAGE :]
 
     def _view(self, entry: Entry) -> Tensor:
         return self._block[entry.start : entry.start + entry.n_bytes].view(entry.dtype).view(entry.shape)
 
 
-def _pieces(source: Tensor, target: Tensor, start: int) -> list[Piece]:
-    n_entries = CHUNK_BYTES // source.itemsize
-    stop, pieces = start, []
-    for part, place in zip(source.view(-1).split(n_entries), target.view(-1).split(n_entries), strict=True):
-        stop += part.numel() * part.itemsize
-        pieces.append(Piece(part, place, stop))
-    return pieces
+def _in_parts(source: Tensor, target: Tensor, start: int) -> list[Copy]:
+    n_entries = COPY_BYTES // source.itemsize
+    parts = zip(source.view(-1).split(n_entries), target.view(-1).split(n_entries), strict=True)
+    return [Copy(start + number * n_entries * source.itemsize, *part) for number, part in enumerate(parts)]
 
 
-def live_tensors(fragments: list[Fragment], buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What a rank's file holds, by key: "<state>/<parameter>", "buffer/<name>", "random/<device>"."""
-    live = {f"{state}/{fragment.name}": view for fragment in fragments for state, view in fragment.tensors.items()}
-    live |= {f"buffer/{name}": tensor for name, tensor in buffers.items()}
-    live["random/cpu"] = torch.get_rng_state()
+def live_tensors(fragments: list[Fragment], buffers: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What a rank's file holds, by key: optimizer states "<state>/<parameter>"; and "buffer/<name>", "random/<device>"."""
+    states = {f"{state}/{fragment.name}": view for fragment in fragments for state, view in fragment.tensors.items()}
+    others = {f"buffer/{name}": tensor for name, tensor in buffers.items()}
+    others["random/cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
-        live["random/cuda"] = torch.cuda.get_rng_state()
-    return live
+        others["random/cuda"] = torch.cuda.get_rng_state()
+    return states, others

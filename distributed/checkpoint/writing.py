@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from distributed.checkpoint.commit import SupersededError, commit, discard
+from distributed.checkpoint.commit import SupersededError, commit, discard, refuse_after_take_over
 from distributed.checkpoint.part import Job, explain, write_part
 
 LOW_PRIORITY = 19
@@ -67,6 +67,7 @@ class Writing:
             discard(self.job)
             return
         try:
+            refuse_after_take_over(self.job)  # a late commit must not delete what the next group goes on from
             self._after_commit()
         except Exception as fault:
             self.retention_fault = explain(fault)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from cluster.ray_session import ray_session
-from distributed.recipe import Recipe, load_recipe
+from distributed.recipe import Recipe
+from distributed.recipe_file import load_recipe
 from distributed.run_folder import RunFolder
 
 CODE_ROOT = Path(__file__).resolve().parents[2]

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from cluster.layouts import Layout, best_layout, largest_expert_parallel, with_expert_parallel
 from distributed.errors import RunError
-from distributed.recipe import Recipe, check_world, load_recipe
+from distributed.recipe import Recipe
+from distributed.recipe_file import load_recipe
+from distributed.world_rules import check_world
 
 RECIPE = load_recipe(CODE_ROOT / "configs" / "quickstart.yaml", [])
 

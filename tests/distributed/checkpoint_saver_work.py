@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch.distributed as dist
 from engine_work import one_step, start
@@ -12,12 +14,12 @@ from hooked_storage import HookedStorage
 from small_run import recipe_values
 from torch import float32
 
-from distributed import persistence
+from distributed import persistence, trainer
 from distributed.checkpoint import Meta, Saver, list_checkpoints
 from distributed.checkpoint.local_storage import LocalStorage
 from distributed.collectives import recorded_order
 from distributed.errors import RunError
-from distributed.recipe import check_recipe
+from distributed.recipe_file import check_recipe
 from distributed.run_folder import RunFolder
 
 META = Meta(applied_steps=1, tokens=9)
@@ -38,6 +40,7 @@ def collectives_of_saves(folder: str) -> dict[str, Any]:
     try:
         with recorded_order() as order:
             for step in (1, 2):
+                saver.settle()
                 one_step(engine, topology, step, 1, 1e-2, float32)
                 saver.save(step, engine.fragments(), {}, META)
                 saver.poll()
@@ -56,6 +59,7 @@ def rank_1_without_room(folder: str, mark_too: bool) -> dict[str, Any]:
     said: list[str] = []
     saver = Saver(storage, topology, fence=1, report=said.append)
     for step in (1, 2, 3):
+        saver.settle()
         one_step(engine, topology, step, 1, 1e-2, float32)
         saver.save(step, engine.fragments(), {}, META)
     saver.finish()
@@ -82,3 +86,34 @@ def restore_in_own_memory(home: str) -> str:
     finally:
         persistence.sees_fence = see
     return "restored"
+
+
+def train_while_a_save_is_held(home: str, values: dict[str, Any]) -> str:
+    """A run whose writer does not begin with checkpoint 2 before the step after it has changed the state."""
+    os.environ["MOOTRON_HOME"] = home
+    recipe = check_recipe(values, "test")
+    run = RunFolder.named(recipe.name)
+    run.create(recipe)
+    changed, n_steps = threading.Event(), iter(range(100))
+    build = trainer.build_engine
+
+    def hold(operation: str, name: str) -> None:
+        if operation == "write" and "step-00000002/rank-" in name:
+            assert changed.wait(60), "no step came after the save"
+
+    def built(*arguments: Any) -> Any:
+        engine = build(*arguments)
+        step = engine.step
+
+        def counted(*rate: Any) -> Any:
+            report = step(*rate)
+            if next(n_steps) == 2:
+                changed.set()
+            return report
+
+        engine.step = counted  # type: ignore[method-assign]
+        return engine
+
+    held = HookedStorage(LocalStorage(run.checkpoints), hold if recipe.checkpoint.asynchronous else lambda operation, name: None)
+    with mock.patch.object(trainer, "build_engine", built), mock.patch.object(persistence, "storage_of", lambda recipe, run: held):
+        return trainer.train(recipe, run)

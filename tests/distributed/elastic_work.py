@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.fault_injection import Fault, injected
 from distributed import trainer
-from distributed.recipe import check_recipe
+from distributed.recipe_file import check_recipe
 from distributed.run_folder import RunFolder
 
 

@@ -10,7 +10,8 @@ import torch
 
 from distributed.build import build_exchange
 from distributed.evaluate import held_out_loss
-from distributed.recipe import Recipe, check_recipe
+from distributed.recipe import Recipe
+from distributed.recipe_file import check_recipe
 from distributed.topology import Topology, init_topology
 from model.moeut import MoEUT
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from distributed import trainer
-from distributed.recipe import check_recipe
+from distributed.recipe_file import check_recipe
 from distributed.run_folder import RunFolder
 
 

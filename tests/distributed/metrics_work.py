@@ -13,7 +13,8 @@ import torch
 
 from distributed.clock import HostTimeline, StepClock
 from distributed.metrics import Metrics
-from distributed.recipe import Recipe, check_recipe
+from distributed.recipe import Recipe
+from distributed.recipe_file import check_recipe
 from distributed.run_folder import RunFolder
 from distributed.topology import Topology, init_topology
 from kernels.spans import span

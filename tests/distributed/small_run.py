@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.prepare import prepare
-from distributed.recipe import check_recipe
+from distributed.recipe_file import check_recipe
 
 WORDS = ["expert", "token", "router", "visit", "layer", "group", "repeat", "gate", "head", "value", "output", "query", "key", "bank"]
 

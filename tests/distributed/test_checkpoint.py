@@ -16,6 +16,7 @@ from torch import Tensor
 
 from distributed import checkpoint
 from distributed.checkpoint import Checkpoint, Manifest, Meta
+from distributed.checkpoint.local_storage import LocalStorage
 from distributed.checkpoint.reader import Reader
 from distributed.errors import RunError
 from distributed.fragment import Fragment
@@ -146,6 +147,18 @@ def test_damaged_newest_is_set_aside(tmp_path: Path, damage: Any) -> None:
     assert len(said) == 2
     with pytest.raises(RunError, match="no checkpoint of step 20"):
         checkpoint.chosen(tmp_path, 20)
+
+
+def test_what_cannot_be_read_now_is_not_damaged(tmp_path: Path) -> None:
+    written(tmp_path, 10)
+
+    class Refusing(LocalStorage):
+        def read(self, name: str, *part: Any) -> bytes:
+            raise PermissionError(13, "Permission denied", name)
+
+    with pytest.raises(OSError, match=r"step-00000010 cannot be read, and nothing was set aside: .*Permission denied"):
+        checkpoint.newest(Refusing(tmp_path))
+    assert list(checkpoint.list_checkpoints(tmp_path)) == [10]
 
 
 def test_all_ranks_take_the_same_one(pool: Pool, tmp_path: Path) -> None:

@@ -157,6 +157,39 @@ def test_taken_over_between_the_last_check_and_the_name(tmp_path: Path, monkeypa
         assert checkpoint.newest(tmp_path) is not None and values(tmp_path, 20) == [3.0]
 
 
+def test_a_late_commit_deletes_nothing_of_the_next_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes the name just before the take-over; its deletions would come after."""
+    start_and_save(tmp_path, 10, 1.0)
+    storage = LocalStorage(tmp_path)
+    create = LocalStorage.create
+
+    def taken_over_after(self: LocalStorage, name: str, *arguments: Any) -> bool:
+        taken = create(self, name, *arguments)
+        if name.endswith("manifest.json"):
+            monkeypatch.setattr(LocalStorage, "create", create)
+            raise_fence(storage)
+        return taken
+
+    monkeypatch.setattr(LocalStorage, "create", taken_over_after)
+    start_and_save(tmp_path, 20, 2.0)
+    assert list(list_checkpoints(tmp_path)) == [10, 20], "keep_last is 1, but the next group may go on from 10"
+
+
+def test_what_a_dead_group_commits_late_is_not_taken_for_done(tmp_path: Path) -> None:
+    """In an object store a manifest may arrive after the next group cleared the files that it names."""
+    start_and_save(tmp_path, 10, 1.0)
+    shutil.copytree(tmp_path / "step-00000010", tmp_path / "held")
+    said: list[str] = []
+    storage = LocalStorage(tmp_path)
+    new = Saver(storage, ALONE, raise_fence(storage), report=said.append)
+    new.newest = 10
+    shutil.copytree(tmp_path / "held", tmp_path / "step-00000020")
+    new.save(20, hand_made(SmallModel(ALONE), 3.0), {}, META)
+    new.close()
+    assert values(tmp_path, 20) == [3.0] and (tmp_path / "step-00000020.late").is_dir()
+    assert "committed late by a group that was replaced" in said[0]
+
+
 def test_numbers_rise_and_leave_one_name(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path / "checkpoints")
     assert [raise_fence(storage) for _ in range(3)] == [1, 2, 3]

@@ -14,7 +14,8 @@ from test_checkpoint import ALONE, hand_made
 from distributed.errors import RunError
 from distributed.fragment import Fragment
 from distributed.persistence import Persistence, storage_of
-from distributed.recipe import Recipe, check_recipe
+from distributed.recipe import Recipe
+from distributed.recipe_file import check_recipe
 from distributed.run_folder import RunFolder
 
 
@@ -70,6 +71,17 @@ def test_a_new_run_does_not_write_among_older_checkpoints(tmp_path: Path) -> Non
     older.close()
     with pytest.raises(RunError, match="holds checkpoints of an older run 'small'; choose another name with --name"):
         persistence(tmp_path, 2.0)[0].restore(resume=False, branch_from=None)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again_unasked(tmp_path: Path) -> None:
+    run, _ = persistence(tmp_path, 1.0)
+    run.restore(resume=False, branch_from=None)
+    run.save(10, {})
+    run.close()
+    (file,) = (tmp_path / "runs/small/checkpoints/step-00000010").glob("rank-*")
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(RunError, match=r"all checkpoints in .* are damaged and set aside: nothing is left to go on from"):
+        persistence(tmp_path, 2.0)[0].restore(resume=True, branch_from=None)
 
 
 def test_a_group_that_was_replaced_ends_at_its_next_save(tmp_path: Path) -> None:

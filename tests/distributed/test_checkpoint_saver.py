@@ -12,6 +12,7 @@ import torch
 from hooked_storage import Gate, HookedStorage
 from pool import Pool
 from small_model import SmallModel
+from small_run import recipe_values, write_corpus
 from test_checkpoint import ALONE, hand_made, logical
 
 from distributed import checkpoint
@@ -53,6 +54,21 @@ def test_training_goes_on_while_the_state_of_the_save_is_written(tmp_path: Path)
     assert saver.newest == 10 and [(event["kind"], event["step"]) for event in saver.events] == [("committed", 10)]
 
 
+@pytest.mark.parametrize("engine", ["deepspeed", "plain"])
+def test_a_run_settles_a_save_before_the_optimizer_changes_what_it_holds(pool: Pool, tmp_path: Path, engine: str) -> None:
+    write_corpus(tmp_path)
+    digests = []
+    for asynchronous in (False, True):
+        name = f"asynchronous-{asynchronous}"
+        values = recipe_values(tmp_path, steps=4, engine=engine)
+        values |= {"name": name, "expert_parallel": {"size": 1}, "checkpoint": {"every": 2, "asynchronous": asynchronous}}
+        values["data"]["loader_workers"] = 0
+        assert pool.run(1, "checkpoint_saver_work:train_while_a_save_is_held", home=str(tmp_path), values=values) == ["finished"]
+        manifest = checkpoint.read_manifest(checkpoint_path(tmp_path / "runs" / name / "checkpoints", 2))
+        digests.append([record.digest for record in manifest.files.values()])
+    assert digests[0] == digests[1]
+
+
 def test_a_save_waits_for_the_one_before_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(saver_module, "MENTION_SECONDS", 0.0)
     gate, said = Gate("write", "step-00000010/rank-"), []
@@ -70,6 +86,28 @@ def test_a_save_waits_for_the_one_before_and_says_so(tmp_path: Path, monkeypatch
     assert len(said) == 1 and "checkpoint of step 10 was still being written when step 20 was due: training waited" in said[0]
     assert [event["kind"] for event in saver.events] == ["committed", "waited", "committed"]
     assert values(tmp_path, 10) == [1.0] and values(tmp_path, 20) == [2.0], "the second snapshot did not touch the first"
+
+
+class Forgetful(HookedStorage):
+    """Takes the manifest's name, then fails or says that the name was taken, as a store whose answer was lost and that is asked again."""
+
+    answer: bool | OSError = False
+
+    def create(self, name: str, content: bytes, last_check: Any = lambda: None) -> bool:
+        taken = super().create(name, content, last_check)
+        if isinstance(self.answer, OSError):
+            raise self.answer
+        return taken and self.answer
+
+
+@pytest.mark.parametrize("answer", [False, OSError(errno.EIO, "the disk did not answer")])
+def test_a_commit_whose_answer_was_lost_is_one(tmp_path: Path, answer: bool | OSError) -> None:
+    storage = Forgetful(LocalStorage(tmp_path))
+    storage.answer = answer
+    saver = Saver(storage, ALONE, fence=1)
+    saver.save(10, state(1.0), {}, META)
+    saver.close()
+    assert saver.newest == 10 and values(tmp_path, 10) == [1.0] and checkpoint.newest(tmp_path) is not None
 
 
 def test_a_full_disk_costs_one_checkpoint(tmp_path: Path) -> None:

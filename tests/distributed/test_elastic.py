@@ -22,6 +22,7 @@ from distributed.trained import load_trained
 from model.router import Router
 
 STEPS, WORLD, EXPERT_PARALLEL = 60, 4, 2
+VISITS = 4
 # (world, expert parallel), and where the fault strikes; the last part runs to the end.
 PARTS: list[tuple[int, int, dict[str, Any] | None]] = [
     (4, 2, {"rank": 3, "step": 17, "phase": "backward"}),
@@ -112,23 +113,29 @@ def first_gap(home: Path, run: Path, undisturbed: Path) -> float:
     First means the earliest step and, in it, the earliest visit and router; later choices differ because of it.
     """
     ids = samples(home, "undisturbed")
+    readers = [ChoiceReader(folder / "choices", torch.device("cpu")) for folder in (run, undisturbed)]
     for step in range(STEPS):
-        ours, theirs = (ChoiceReader(folder / "choices", torch.device("cpu")) for folder in (run, undisturbed))
+        both = [reader.records(step, ids[step], VISITS) for reader in readers]
+        if not differing(*both):
+            continue
         for sample in ids[step]:
-            pair = [reader.records(step, [sample], 4) for reader in (ours, theirs)]
-            assert pair[0] is not None and pair[1] is not None
-            for visit, (mine, other) in enumerate(zip(*pair, strict=True)):
-                for name in ("attention.value", "attention.output", "feed_forward"):
-                    if not torch.equal(mine[name].sort(-1).values, other[name].sort(-1).values):
-                        return gap(undisturbed, step, sample, pair[1], visit, name, mine[name], other[name])
+            mine, theirs = (reader.records(step, [sample], VISITS) for reader in readers)
+            for visit, name in differing(mine, theirs):
+                return gap(undisturbed, step, sample, theirs, visit, name, mine[visit][name], theirs[visit][name])
     return 0.0
+
+
+def differing(mine: Any, theirs: Any) -> list[tuple[int, str]]:
+    """Visits and routers whose choices are not the same sets, in the order in which the model meets them."""
+    places = [(visit, name) for visit in range(VISITS) for name in ("attention.value", "attention.output", "feed_forward")]
+    return [(v, name) for v, name in places if not torch.equal(mine[v][name].sort(-1).values, theirs[v][name].sort(-1).values)]
 
 
 def made_up_gap(home: Path, undisturbed: Path) -> float:
     """What `gap` says where the first token takes some other expert in place of its best."""
     step, visit, name = 20, 1, "feed_forward"
     sample = samples(home, "undisturbed")[step][0]
-    records = ChoiceReader(undisturbed / "choices", torch.device("cpu")).records(step, [sample], 4)
+    records = ChoiceReader(undisturbed / "choices", torch.device("cpu")).records(step, [sample], VISITS)
     assert records is not None
     other = records[visit][name]
     others = [sorted(set(range(155)) - set(other[0].tolist()))[0], *other[0].tolist()[1:]]

@@ -39,6 +39,10 @@ def test_a_loss_that_stays_high() -> None:
     assert feed(Guard(guard), [3.0, 9.0, 9.0]) is None, "too early to tell"
     trouble = feed(Guard(guard), [*usual, 3.5, 4.5, 4.6])
     assert trouble is not None and (trouble.first, trouble.last) == (LEAST_LOSSES + 1, LEAST_LOSSES + 2)
+    trouble = feed(Guard(guard), [*usual, 4.5, None, 4.6])
+    assert trouble is not None and (trouble.first, trouble.last) == (LEAST_LOSSES, LEAST_LOSSES + 2), (
+        "nor does a step without a loss end it"
+    )
     assert feed(Guard(GuardConfig()), [*usual, 99.0, 99.0, 99.0]) is None, "not looked at unless asked"
 
 
@@ -78,6 +82,13 @@ def test_a_run_rolls_back_and_leaves_the_bad_samples_out(home: Path, pool: Pool)
     lines = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
     steps = [line["step"] for line in lines if "loss" in line]
     assert steps == list(range(1, 9)), "each step stands once in the figures"
+
+
+def test_trouble_before_the_first_good_checkpoint_ends_the_run_and_touches_nothing(home: Path, pool: Pool) -> None:
+    recipe = values(home, "early", action="roll_back", not_finite_in_a_row=3)
+    with pytest.raises(WorkerError, match="there is no checkpoint from before to go back to"):
+        pool.run(2, "guard_work:train_with_bad_samples", home=str(home), values=recipe, bad_steps=[0, 1, 2], timeout=200)
+    assert [path.name for path in (home / "runs/early/checkpoints").glob("step-*")] == ["step-00000002"]
 
 
 def test_a_run_that_may_not_roll_back_stops_and_says_how_to_go_on(home: Path, pool: Pool) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from distributed.errors import RunError
-from distributed.recipe import check_world, load_recipe
+from distributed.recipe_file import load_recipe
+from distributed.world_rules import check_world
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 QUICKSTART = CONFIGS / "quickstart.yaml"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from distributed.errors import RunError
-from distributed.recipe import load_recipe
+from distributed.recipe_file import load_recipe
 from distributed.run_folder import RunFolder, data_folder, write_atomically
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "configs" / "quickstart.yaml"

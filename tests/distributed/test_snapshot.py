@@ -15,7 +15,8 @@ CHUNK = 64
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshot, "CHUNK_BYTES", CHUNK)
+    monkeypatch.setattr(snapshot, "CHUNK_BYTES", 3 * CHUNK)
+    monkeypatch.setattr(snapshot, "COPY_BYTES", CHUNK)
 
 
 def state() -> dict[str, Tensor]:
@@ -44,7 +45,7 @@ def parsed(file: bytes) -> dict[str, Tensor]:
 def test_tensors_may_change_once_it_is_settled(chunks_before: int) -> None:
     live, expected = state(), state()
     taken, buffer = bytearray(), HostBuffer()
-    snapshot = buffer.take(live)
+    snapshot = buffer.take(live, {})
     for number, chunk in enumerate(snapshot.chunks()):
         taken += chunk
         if number == chunks_before:
@@ -59,7 +60,7 @@ def test_tensors_may_change_once_it_is_settled(chunks_before: int) -> None:
 
 def test_nothing_is_copied_before_it_is_asked_for() -> None:
     live = state()
-    snapshot = HostBuffer().take(live)
+    snapshot = HostBuffer().take(live, {})
     snapshot.copy_until(1)
     live["wide"].fill_(-1.0)  # the widest type comes first
     live["bytes"].fill_(255)
@@ -70,8 +71,8 @@ def test_nothing_is_copied_before_it_is_asked_for() -> None:
 
 def test_the_block_serves_again() -> None:
     buffer = HostBuffer()
-    first = b"".join(bytes(chunk) for chunk in buffer.take(state()).chunks())
+    first = b"".join(bytes(chunk) for chunk in buffer.take(state(), {}).chunks())
     other = {name: tensor + 1 for name, tensor in state().items()}
-    second = b"".join(bytes(chunk) for chunk in buffer.take(other).chunks())
+    second = b"".join(bytes(chunk) for chunk in buffer.take(other, {}).chunks())
     assert all(torch.equal(parsed(second)[name], tensor) for name, tensor in other.items())
     assert all(torch.equal(parsed(first)[name], tensor) for name, tensor in state().items())

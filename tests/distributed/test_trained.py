@@ -18,7 +18,8 @@ from distributed.engine_plain import PlainEngine
 from distributed.errors import RunError
 from distributed.evaluate import evaluate_run, held_out_loss
 from distributed.generate import generate_text
-from distributed.recipe import Recipe, check_recipe
+from distributed.recipe import Recipe
+from distributed.recipe_file import check_recipe
 from distributed.run_folder import RunFolder, data_folder
 from distributed.trained import load_trained
 
