@@ -67,6 +67,8 @@ def measure(state: State, ways: dict[str, Ours | Torchs], rounds: int) -> dict[s
             if number < rounds - 1 and dist.get_rank() == 0:
                 clear(ways[name])
             dist.barrier()
+        if number >= 0 and dist.get_rank() == 0:
+            print(f"round {number + 1}: extra seconds " + ", ".join(f"{name} {found[name]['extra'][-1]:.2f}" for name in names), flush=True)
     return {"world": dist.get_world_size(), "ways": found, "step": statistics.median(plain) / (1 + STEPS_AFTER), "bytes_all": state.bytes}
 
 

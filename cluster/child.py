@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 KILL_SECONDS = 4.0
+"""Less than the worker group waits for an actor that ends its rank."""
+SERVER_GONE = "the fork server of its host has ended, and all ranks there with it"
 
 
 @dataclass(frozen=True)
@@ -60,33 +61,36 @@ class Child:
                 os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """End the process and its children, stopped ones too."""
-        if self.pid is not None and self.outcome is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
-        else:
-            self._hang_up()
-        self._following.join(KILL_SECONDS)
-        self._hang_up()
+        """End the process and its children, stopped ones too; returns when they have ended.
 
-    def _hang_up(self) -> None:
-        """The server ends a rank whose connection is closed."""
+        Raises:
+            TimeoutError: that cannot be said after KILL_SECONDS.
+        """
         with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+            self._socket.shutdown(socket.SHUT_WR)  # the server ends a rank whose actor hangs up, and tells the exit code
+        self._following.join(KILL_SECONDS)
+        if self._following.is_alive():
+            raise TimeoutError(f"rank {self.rank} (process {self.pid}) could not be ended within {KILL_SECONDS:g} s")
 
     def _follow(self, fork_server: Path, task: dict[str, Any]) -> None:
         words: dict[str, Any] = {}
-        connection = Connection(os.dup(self._socket.fileno()))
         try:
             self._socket.connect(str(fork_server))
+            connection = Connection(os.dup(self._socket.fileno()))
             connection.send_bytes(json.dumps(task).encode())
             while "code" not in words:
                 words |= json.loads(connection.recv_bytes())
                 self.pid = words.get("pid")
-        except (EOFError, OSError):
-            words.setdefault("error", "the fork server of its host has ended, and all ranks there with it")
+            connection.close()
+        except Exception as fault:  # whatever it is, the rank is lost to this actor and must not be waited for
+            words.setdefault("error", f"{SERVER_GONE} ({type(fault).__name__}: {fault}); its log is {fork_server_log(task['log'])}")
         self.outcome = Outcome(self.rank, socket.gethostname(), time.time(), words.get("code"), words.get("result"), words.get("error"))
-        connection.close()
+        self._socket.close()
+
+
+def fork_server_log(rank_log: str) -> Path:
+    """The log of this host's fork server, beside those of its ranks."""
+    return Path(rank_log).with_name(f"fork-server-{socket.gethostname()}.log")
 
 
 class ServerProcess:

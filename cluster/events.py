@@ -6,15 +6,13 @@ line and the summary read it.
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
+from distributed.json_lines import append_line, read_lines
 from distributed.run_folder import RunFolder
 
 FAILURES = ("killed", "crashed", "hung", "slow start", "node lost", "driver lost", "not placed")
@@ -41,6 +39,9 @@ class RunEvent:
     parts: dict[str, float] = field(default_factory=dict)
 
 
+_FIELDS = {field.name for field in fields(RunEvent)}
+
+
 def events_path(run: RunFolder) -> Path:
     """Where a run's events are."""
     return run.path / "events.jsonl"
@@ -48,24 +49,13 @@ def events_path(run: RunFolder) -> Path:
 
 def append_event(run: RunFolder, event: RunEvent) -> None:
     """Add a line, whole even after one that a crash cut, and on the disk when this returns."""
-    with events_path(run).open("ab+") as file:
-        if file.seek(0, os.SEEK_END):
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
-        shown = {name: value for name, value in asdict(event).items() if value not in (None, {})}
-        file.write(json.dumps(shown).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+    shown = {name: value for name, value in asdict(event).items() if value not in (None, {})}
+    append_line(events_path(run), shown, on_disk=True)
 
 
 def read_events(run: RunFolder) -> list[RunEvent]:
     """All whole lines, oldest first."""
-    try:
-        lines = events_path(run).read_text().splitlines()
-    except OSError:
-        return []
-    return [event for event in map(_parse, lines) if event is not None]
+    return [RunEvent(**values) for values in read_lines(events_path(run)) if set(values) <= _FIELDS and "kind" in values]
 
 
 def since_launch(events: list[RunEvent]) -> list[RunEvent]:
@@ -94,11 +84,3 @@ def words(event: RunEvent) -> str:
         parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in event.parts.items())
         return f"goes on{at} with {layout}, {event.seconds:.1f} s after the failure ({parts})"
     return f"{event.kind}:{who}{at}: {first}"
-
-
-def _parse(line: str) -> RunEvent | None:
-    try:
-        values: dict[str, Any] = json.loads(line)
-        return RunEvent(**values)
-    except (ValueError, TypeError):
-        return None

@@ -7,7 +7,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.child import Outcome
+from cluster.child import SERVER_GONE, Outcome
 from cluster.exit_codes import USER_ERROR
 from cluster.hang_watch import Hang
 from cluster.rank_process import NodeFacts, rank_log
@@ -18,7 +18,15 @@ STACK_LINES = 40
 OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals that someone else sent: the next start need not end the same way."""
 
-PEER_GONE = ("CollectiveError", "Connection closed by peer", "Connection reset", "DistNetworkError", "DistStoreError", "did not come")
+PEER_GONE = (
+    "CollectiveError",
+    "Connection closed by peer",
+    "Connection reset",
+    "DistNetworkError",
+    "DistStoreError",
+    "did not come",
+    SERVER_GONE,
+)
 
 
 @dataclass(frozen=True)
@@ -42,14 +50,14 @@ class Failure:
 def failure_of_outcomes(run: RunFolder, places: list[NodeFacts], outcomes: list[Outcome]) -> Failure:
     """The failure behind the outcomes: the first rank to end badly, for the others fail because it is gone."""
     failed = [outcome for outcome in outcomes if outcome.result is None]
-    first = min(failed, key=lambda outcome: (not _is_cause(outcome), outcome.ended))
+    first = min(failed, key=lambda outcome: (not is_cause(outcome), outcome.ended))
     place = places[first.rank]
     if first.code == USER_ERROR and first.error:
         return Failure("crashed", first.ended, first.error, first.error, first.rank, place, users_mistake=True)
     how = first.error or how_it_ended(first.code)
     message = f"rank {first.rank} on {first.host} failed: {how}\n{log_tail(run, first.rank, LOG_LINES)}"
     kind = "node lost" if first.lost else "killed" if _from_outside(first.code) else "crashed"
-    signature = signature_of(how) if kind == "crashed" and _is_cause(first) else None
+    signature = signature_of(how) if kind == "crashed" and is_cause(first) else None
     return Failure(kind, first.ended, how, message, first.rank, place, signature, lost=first.lost)
 
 
@@ -89,7 +97,7 @@ def last_lines(path: Path, count: int) -> list[str]:
         return []
 
 
-def _is_cause(outcome: Outcome) -> bool:
+def is_cause(outcome: Outcome) -> bool:
     """Whether it did not fail as ranks do whose peer is gone."""
     return not any(words in (outcome.error or "") for words in PEER_GONE)
 

@@ -8,7 +8,8 @@ because a driver bears no fork: where something it imported did, ranks are fresh
     {"rank", "environment", ...} -> fork                         -> {"pid": 7}, trains, {"result": "finished"}
                                     {"code": 0} when it has ended
 
-A rank is ended when its actor hangs up, and all are when the server or the actor that started it ends.
+A rank is ended when its actor hangs up, and all are when the server or the actor that started it ends. What a rank leaves behind is
+ended with it.
 """
 
 from __future__ import annotations
@@ -23,19 +24,24 @@ import selectors
 import signal
 import socket
 import sys
+import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from cluster import worker
+from cluster.errors import USER_ERRORS
 from cluster.lifeline import die_with_parent
 from cluster.loader_server import start_loader_server
 from distributed.recipe import Recipe
 from distributed.run_folder import RunFolder
 
-_CUDA_NOT_INITIALIZED = 3  # cuda.h: CUDA_ERROR_NOT_INITIALIZED
+CUDA_NOT_INITIALIZED = 3  # cuda.h: CUDA_ERROR_NOT_INITIALIZED
+ROCM_DEVICE = Path("/dev/kfd")
+NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
 
 
 def main(argv: list[str]) -> int:
@@ -47,48 +53,65 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--listener", type=int, required=True)
     args, _ = parser.parse_known_args(argv)  # the others are the worker's
     die_with_parent(args.parent)
-    recipe = RunFolder(Path(args.run)).recipe()
-    import_all(args.target, recipe)
+    hindrance = import_all(args.target, Path(args.run))
     server = os.getpid()
     connection, task = ForkServer(socket.socket(fileno=args.listener)).serve()
     enter_rank(task, server)
-    if not may_fork():
+    if hindrance:
         execute_rank(task, connection)
-    if recipe.data.loader_workers:
-        start_loader_server()
+    with suppress(*USER_ERRORS):  # the worker reads it again and says what is wrong
+        if RunFolder(Path(args.run)).recipe().data.loader_workers:
+            start_loader_server()
     return worker.main(task["arguments"], connection)
 
 
-def import_all(target: str, recipe: Recipe) -> None:
-    """Load what the target needs, at its start and later. What cannot be loaded is the rank's to complain of."""
+def import_all(target: str, run: Path) -> str | None:
+    """Load what the target needs, at its start and later; what hinders forking after that, if anything does.
+
+    What cannot be loaded is the rank's to complain of.
+    """
     began = time.monotonic()
-    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # torch then asks for devices without touching their driver
-    with suppress(Exception):
-        worker.load_function(target)
-    for name in _loaded_later(recipe) if "distributed.trainer" in sys.modules else ():
-        with suppress(Exception):
-            importlib.import_module(name)
-    gc.freeze()  # what lives now is never looked at again, so the ranks go on sharing its pages
-    print(f"fork server {os.getpid()} is ready after {time.monotonic() - began:.1f} s", flush=True)
+    hindrance = "ROCm does not tell whether its driver was started" if ROCM_DEVICE.exists() else None
+    if hindrance is None:
+        os.environ[NVML_CHECK] = "1"  # torch then asks for devices without touching their driver
+        _attempt(lambda: worker.load_function(target))
+        if "distributed.trainer" in sys.modules:
+            _attempt(lambda: _load_later_modules(RunFolder(run).recipe()))
+        del os.environ[NVML_CHECK]
+        gc.freeze()  # what lives now is never looked at again, so the ranks go on sharing its pages
+        hindrance = hindrance_to_fork()
+    how = f"ranks are fresh processes: {hindrance}" if hindrance else "ranks are forked from it"
+    print(f"fork server {os.getpid()} is ready after {time.monotonic() - began:.1f} s; {how}", flush=True)
+    return hindrance
 
 
-def _loaded_later(recipe: Recipe) -> tuple[str, ...]:
-    """Modules that a trainer loads on its way: its engine, and what torch's optimizers and summaries load when made."""
-    engine = (
-        ("distributed.engine_plain",) if recipe.train.engine == "plain" else ("distributed.engine_deepspeed", "deepspeed.runtime.engine")
-    )
-    return (*engine, "torch._dynamo", "torch.utils.tensorboard", "distributed.checkpoint.local_storage")
-
-
-def may_fork() -> bool:
-    """Whether no accelerator's driver was started in this process. ROCm's cannot be asked: where torch is built for it, False."""
-    if getattr(getattr(sys.modules.get("torch"), "version", None), "hip", None):
-        return False
+def _attempt(load: Callable[[], object]) -> None:
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
+        load()
+    except (Exception, SystemExit) as fault:
+        print(f"not loaded ahead: {type(fault).__name__}: {fault}", flush=True)
+
+
+def _load_later_modules(recipe: Recipe) -> None:
+    """What a trainer loads on its way: its engine, and what torch's optimizers and summaries load when made."""
+    if recipe.train.engine != "plain":
+        importlib.import_module("distributed.engine_deepspeed")
+        importlib.import_module("deepspeed.runtime.engine")
+    for name in ("distributed.engine_plain", "distributed.checkpoint.local_storage", "torch._dynamo", "torch.utils.tensorboard"):
+        importlib.import_module(name)
+
+
+def hindrance_to_fork() -> str | None:
+    """Why a fork of this process could not do what it does: other threads, or a driver that was started. To be asked before a fork."""
+    if threading.active_count() > 1:
+        return f"an import started threads: {', '.join(thread.name for thread in threading.enumerate())}"
+    try:
+        driver = ctypes.CDLL("libcuda.so.1", mode=os.RTLD_NOW | os.RTLD_NOLOAD)
     except OSError:
-        return True
-    return bool(driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) == _CUDA_NOT_INITIALIZED)
+        return None  # nothing has loaded it
+    if driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) == CUDA_NOT_INITIALIZED:
+        return None
+    return "an import started CUDA's driver"
 
 
 class ForkServer:
@@ -131,8 +154,10 @@ class ForkServer:
             return None  # closed a moment ago
         try:
             task: dict[str, Any] = json.loads(connection.recv_bytes())
+            if connection.poll():
+                raise EOFError("the actor has gone already")
         except (EOFError, OSError):
-            self._hang_up(connection)
+            self._end(connection)
             return None
         process = os.fork()
         if process:
@@ -141,27 +166,34 @@ class ForkServer:
         self._leave(connection)
         return task
 
-    def _hang_up(self, connection: Connection) -> None:
-        """The actor has gone or wants its rank ended."""
-        process = self._actors.pop(connection)
+    def _end(self, connection: Connection) -> None:
+        """The actor has gone, or wants its rank ended and waits for the exit code."""
+        process = self._actors[connection]
+        if process is None:
+            self._close(connection)
+            return
         self._selector.unregister(connection)
+        os.kill(process, signal.SIGKILL)  # not reaped yet, so it is no other's number
+        _kill_group(process)
+
+    def _close(self, connection: Connection) -> None:
+        del self._actors[connection]
+        with suppress(KeyError):
+            self._selector.unregister(connection)
         connection.close()
-        if process:
-            with suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)  # it may not lead its group yet
-                os.killpg(process, signal.SIGKILL)
 
     def _reap(self) -> None:
-        """Tell the actors of ranks that have ended."""
+        """End what ranks that have ended left behind, and tell their actors."""
         with suppress(BlockingIOError):
             os.read(self._wake, 4096)
         with suppress(ChildProcessError):
-            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-                process, status = ended
-                for connection in [actor for actor, rank in self._actors.items() if rank == process]:
-                    self._actors[connection] = None
+            while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                _kill_group(ended.si_pid)
+                code = os.waitstatus_to_exitcode(os.waitpid(ended.si_pid, 0)[1])
+                for connection in [actor for actor, rank in self._actors.items() if rank == ended.si_pid]:
                     with suppress(OSError):
-                        connection.send_bytes(json.dumps({"code": os.waitstatus_to_exitcode(status)}).encode())
+                        connection.send_bytes(json.dumps({"code": code}).encode())
+                    self._close(connection)
 
     def _leave(self, kept: Connection) -> None:
         """In a rank: let go of everything of the server's but its own connection."""
@@ -173,6 +205,11 @@ class ForkServer:
         self._listener.close()
         os.close(self._wake)
         os.close(self._woken)
+
+
+def _kill_group(leader: int) -> None:
+    with suppress(ProcessLookupError):  # it never led one, or was alone
+        os.killpg(leader, signal.SIGKILL)
 
 
 def enter_rank(task: dict[str, Any], server: int) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from cluster.child import Outcome
 from cluster.events import RunEvent, append_event
-from cluster.failures import Failure, failure_of_hang, failure_of_outcomes
+from cluster.failures import Failure, failure_of_hang, failure_of_outcomes, is_cause
 from cluster.hang_watch import Hang, HangWatch
 from cluster.layouts import Layout
 from cluster.rank_process import RankReport
@@ -18,6 +19,7 @@ from distributed.run_folder import RunFolder
 
 GROW_SECONDS = 3.0  # between looks at the cluster; room must be there at two looks in a row
 SETTLE_SECONDS = 0.2
+LONGEST_SETTLE_SECONDS = 3.0  # where all seem to have failed because another is gone
 STACK_SECONDS = 0.5
 
 
@@ -52,9 +54,7 @@ class GroupWatch:
             reports = self.group.poll()
             self._note_steps(reports)
             if any(_has_failed(report) for report in reports):
-                time.sleep(SETTLE_SECONDS)  # the rank that died first may be the last one to be seen dead
-                outcomes = [report.outcome for report in self.group.poll() if report.outcome]
-                return failure_of_outcomes(self.run, self.group.places, outcomes)
+                return failure_of_outcomes(self.run, self.group.places, self._settled())
             if all(report.outcome for report in reports):
                 return str(reports[0].outcome.result) if reports[0].outcome else ""
             hang = self.hang_watch.look(reports, time.monotonic())
@@ -62,6 +62,15 @@ class GroupWatch:
                 return self._end_of(hang)
             self._now_and_then()
             time.sleep(POLL_SECONDS)
+
+    def _settled(self) -> list[Outcome]:
+        """Outcomes a moment later, for the rank that died first may be the last one to be seen dead."""
+        deadline = time.monotonic() + LONGEST_SETTLE_SECONDS
+        while True:
+            time.sleep(SETTLE_SECONDS)
+            outcomes = [report.outcome for report in self.group.poll() if report.outcome]
+            if any(outcome.result is None and is_cause(outcome) for outcome in outcomes) or time.monotonic() > deadline:
+                return outcomes
 
     def _note_steps(self, reports: list[RankReport]) -> None:
         pulses = [report.pulse for report in reports if report.pulse and report.pulse.first is not None]

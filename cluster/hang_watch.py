@@ -62,6 +62,9 @@ def find_culprit(kind: str, reports: list[RankReport], why: str) -> Hang:
         if sign:
             return Hang(kind, report.rank, _step(report.pulse), f"{why}; {sign}, {_where(report.pulse)}")
     beating = [report for report in running if report.pulse]
+    mute = [report for report in running if not report.pulse]
+    if beating and mute:
+        return Hang(kind, mute[0].rank, None, f"{why}; it has not begun, others have")
     if not beating:
         return Hang(kind, None, None, f"{why}; no rank has given a sign of life")
     behind = min(beating, key=lambda report: report.pulse.number if report.pulse else 0)

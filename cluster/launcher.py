@@ -110,8 +110,7 @@ def go_on(run: RunFolder, recipe: Recipe, code: int, console: Console) -> bool:
         run.write_state("failed", **_position(run), reason=f"the driver was lost: {how}; {decision.reason}")
         return False
     console.print(f"the driver was lost ({how}); another starts", highlight=False)
-    time.sleep(decision.wait_seconds)
-    return True
+    return run.wait_unless_stopped(decision.wait_seconds)
 
 
 class StopOnSignal:

@@ -48,6 +48,14 @@ def largest_expert_parallel(recipe: Recipe, world: int) -> int | None:
     return None
 
 
+def fit_expert_parallel(recipe: Recipe, world: int) -> Recipe:
+    """The recipe with an expert_parallel.size of at most `world`.
+
+    For runs that left both numbers to the recipe: results do not depend on the size, so one GPU can run what was written for two.
+    """
+    return with_expert_parallel(recipe, min(world, recipe.expert_parallel.size))
+
+
 def with_expert_parallel(recipe: Recipe, size: int) -> Recipe:
     """The recipe with another expert_parallel.size."""
     return recipe.model_copy(update={"expert_parallel": recipe.expert_parallel.model_copy(update={"size": size})})

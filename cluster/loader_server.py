@@ -7,6 +7,7 @@ a server, and the standard library starts that by executing Python anew, which t
 from __future__ import annotations
 
 import os
+import traceback
 from multiprocessing import forkserver, resource_tracker, util
 from typing import Any
 
@@ -27,11 +28,13 @@ def _fork(path: Any, words: list[str], kept: list[int]) -> int:
     process = os.fork()
     if process:
         return process
+    code = 0
     try:
-        beyond = 2
-        for number in [*sorted(kept), os.sysconf("SC_OPEN_MAX")]:
-            os.closerange(beyond + 1, number)
-            beyond = number
+        util.close_all_fds_except([0, 1, 2, *kept])
         exec(words[-1], {})
-    finally:
-        os._exit(0)
+    except SystemExit:  # its end when nobody needs it any more
+        pass
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    os._exit(code)

@@ -85,6 +85,8 @@ def end_cluster() -> bool:
     """End the cluster that `ensure_cluster` started; False when there is none."""
     try:
         process = int((cluster_folder() / "pid").read_text())
+        if str(cluster_folder()) not in Path(f"/proc/{process}/cmdline").read_text():
+            raise ProcessLookupError("its number is another process's now")
         os.killpg(process, signal.SIGTERM)
     except (OSError, ValueError):
         return False

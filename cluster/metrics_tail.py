@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
+
+from distributed.json_lines import whole_lines
 
 
 class MetricsTail:
@@ -28,7 +29,7 @@ class MetricsTail:
             file.seek(self.offset)
             whole, newline, _ = file.read().rpartition(b"\n")
         self.offset += len(whole) + len(newline)
-        return [json.loads(line) for line in whole.splitlines() if line.strip()]
+        return whole_lines(whole.splitlines())
 
     def _identity(self) -> tuple[int, int]:
         try:

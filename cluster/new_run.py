@@ -11,9 +11,10 @@ from cluster.checkpoints import checkpoint_steps
 from cluster.corpus import ensure_corpus
 from cluster.group_plan import GroupPlan
 from cluster.launcher import Start, launch
+from cluster.layouts import fit_expert_parallel
 from cluster.recipes import find_recipe, split_words
 from cluster.run_lock import RunLock, lock_path
-from cluster.sizing import fit_expert_parallel, plan_run
+from cluster.sizing import plan_run
 from distributed.errors import RunError
 from distributed.recipe import Recipe
 from distributed.recipe_file import load_recipe

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.child import Child, Outcome, ServerProcess
+from cluster.child import Child, Outcome, ServerProcess, fork_server_log
 from cluster.network import free_ports, interface_of
 from distributed import heartbeat
 from distributed.run_folder import RunFolder
@@ -61,7 +61,7 @@ class RankReport:
 
 
 class RankProcess:
-    """Made a Ray actor by the worker group; every method returns at once."""
+    """Made a Ray actor by the worker group; every method but `kill` and `close` returns at once."""
 
     def __init__(self, run_path: str) -> None:
         self.run = RunFolder(Path(run_path))
@@ -101,7 +101,7 @@ class RankProcess:
         """
         if self.server is None or not self.server.lives:
             self.run.logs.mkdir(parents=True, exist_ok=True)
-            log = self.run.logs / f"fork-server-{socket.gethostname()}.log"
+            log = fork_server_log(str(rank_log(self.run, 0)))
             self.server = ServerProcess(self.folder / "fork-server", environment, self._words(arguments), log)
         return str(self.server.path)
 
@@ -132,13 +132,18 @@ class RankProcess:
             self.child.signal(signal.SIGUSR1)
 
     def kill(self) -> None:
-        """End the rank's process and its children now; the fork server stays."""
+        """End the rank's process and its children now; the fork server stays.
+
+        Raises:
+            TimeoutError: they do not end.
+        """
         if self.child is not None:
             self.child.kill()
 
     def close(self) -> None:
         """End everything and tidy up."""
-        self.kill()
+        with contextlib.suppress(TimeoutError):
+            self.kill()
         if self.server is not None:
             self.server.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -154,11 +159,20 @@ class RankProcess:
 def own_folder() -> Path:
     """A folder of this process in memory, because a beat must not wait for a disk. Removes those of processes that were killed."""
     base = Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir())
-    for folder in base.glob(f"{_FOLDER}-{os.getuid()}-*"):
-        process = folder.name.split("-")[3]
+    own = f"{_FOLDER}-{os.getuid()}-{process_namespace()}-"
+    for folder in base.glob(f"{own}*"):
+        process = folder.name.removeprefix(own).partition("-")[0]
         if Path("/proc/self").exists() and not Path(f"/proc/{process}").exists():
             shutil.rmtree(folder, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{_FOLDER}-{os.getuid()}-{os.getpid()}-", dir=base))
+    return Path(tempfile.mkdtemp(prefix=f"{own}{os.getpid()}-", dir=base))
+
+
+def process_namespace() -> int:
+    """Names the set of processes that this one sees: containers may share a memory folder and not their process numbers."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0
 
 
 def rank_log(run: RunFolder, rank: int) -> Path:

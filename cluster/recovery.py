@@ -31,8 +31,12 @@ class Recovery:
         self.step = max(self.step, step or 0)
 
     def look(self, pulses: list[Pulse], now: float) -> None:
-        """Note when training began and when it passed the step of the failure."""
-        if "start ranks" not in self.parts and all(pulse.first is not None for pulse in pulses):
+        """Note when the first rank began to train and when training passed the step of the failure.
+
+        Args:
+            pulses: of ranks that have begun.
+        """
+        if "start ranks" not in self.parts:
             self.mark("start ranks", now)
         beyond = [pulse.time for pulse in pulses if pulse.in_training and pulse.step > self.step]
         if beyond and not self.done:

@@ -60,16 +60,3 @@ def plan_run(recipe: Recipe) -> GroupPlan:
 
         amounts = ray.cluster_resources()
     return plan_group(recipe, int(amounts.get("CPU", 0)), int(amounts.get("GPU", 0)), shared=True)
-
-
-def fit_expert_parallel(recipe: Recipe, workers: int) -> Recipe:
-    """A recipe whose expert_parallel.size fits fewer workers than it was written for.
-
-    For runs that left both numbers to the recipe: results do not depend on the size, so one GPU can run what was
-    written for two workers.
-    """
-    size = recipe.expert_parallel.size
-    if size <= workers:
-        return recipe
-    fits = max(part for part in range(1, workers + 1) if workers % part == 0)
-    return recipe.model_copy(update={"expert_parallel": recipe.expert_parallel.model_copy(update={"size": fits})})

@@ -28,7 +28,6 @@ from distributed.recipe import Recipe
 from distributed.run_folder import RunFolder
 
 NOT_FIGURES = ("state", "time", "reason", "error", "rank")
-LOOK_SECONDS = 1.0
 
 
 class Supervisor:
@@ -69,6 +68,8 @@ class Supervisor:
             else:
                 return self._conclude(ended)
             self.resume = True
+        if self.run.stop_path.exists():
+            return self._fail("it was asked to stop while it waited for room in the cluster; its newest checkpoint is whole")
         return self._fail(f"no allowed layout fits what is left of the cluster within {self.plan.timeout_seconds:.0f} s; {self._bounds()}")
 
     def kill(self) -> None:
@@ -154,12 +155,9 @@ class Supervisor:
         decision = decide(since_launch(read_events(self.run)), self.config.max_failures_an_hour, time.time())
         if not decision.go_on:
             return self._fail(f"{decision.reason}; the last: {failure.message}")
-        deadline = time.monotonic() + decision.wait_seconds
-        while time.monotonic() < deadline and not self.run.stop_path.exists():
-            time.sleep(min(LOOK_SECONDS, deadline - time.monotonic()))
-        if self.run.stop_path.exists():
-            return self._fail(f"it was asked to stop, and failed before it could: {failure.message}")
-        return None
+        if self.run.wait_unless_stopped(decision.wait_seconds):
+            return None
+        return self._fail(f"it was asked to stop, and failed before it could: {failure.message}")
 
     def _next_layout(self, layout: Layout) -> Layout | None:
         """What to run after a failure: the same places if they are whole, else what fits now."""

@@ -31,6 +31,8 @@ from distributed.run_folder import RunFolder
 
 TRAINER = "distributed.trainer:train"
 EXPERT_PARALLEL = "MOOTRON_EXPERT_PARALLEL"
+ERROR_CHARACTERS = 2000
+"""A message of this length goes to the actor whole or not at all, even if this process is killed meanwhile."""
 
 
 def main(argv: Sequence[str], connection: Connection | None = None) -> int:
@@ -56,10 +58,10 @@ def run_rank(run: RunFolder, args: argparse.Namespace) -> tuple[dict[str, str], 
         return {"result": train(recipe, run, args.resume, args.branch_from)}, DONE
     except USER_ERRORS as fault:
         print(fault, file=sys.stderr)
-        return {"error": str(fault)}, USER_ERROR
+        return {"error": str(fault)[:ERROR_CHARACTERS]}, USER_ERROR
     except Exception as fault:
         traceback.print_exc()
-        return {"error": f"{type(fault).__name__}: {fault}"}, FAILED
+        return {"error": f"{type(fault).__name__}: {fault}"[:ERROR_CHARACTERS]}, FAILED
 
 
 def laid_out(recipe: Recipe) -> Recipe:

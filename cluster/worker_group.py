@@ -89,14 +89,6 @@ class WorkerGroup:
                 self._last[rank] = self._unanswered(rank, time.monotonic() - self._heard[rank])
         return list(self._last)
 
-    def wait(self) -> list[Outcome]:
-        """Outcomes by rank once all have a result, or as soon as one has failed: then only of those that have ended."""
-        while True:
-            ended = [report.outcome for report in self.poll() if report.outcome is not None]
-            if len(ended) == len(self.actors) or any(outcome.result is None for outcome in ended):
-                return ended
-            time.sleep(POLL_SECONDS)
-
     def ask_for_stack(self, rank: int) -> None:
         """Let a rank write its threads' stacks to its log; not waited for."""
         self.actors[rank].ask_for_stack.remote()
@@ -121,6 +113,7 @@ class WorkerGroup:
         """End every process of the group and give its resources back."""
         import ray
 
+        self.end_ranks()  # each by its own actor, with what it started, before the fork servers go
         asked = [actor.close.remote() for actor in self.actors]
         if asked:
             ray.wait(asked, num_returns=len(asked), timeout=KILL_SECONDS)

@@ -10,12 +10,13 @@ The productive time and all kinds of lost time add up to the wall time; `goodput
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from distributed.json_lines import append_line, read_lines
 
 PRODUCTIVE = ("forward", "attention", "dispatch", "experts", "backward", "optimizer")
 LOST = ("set_up", "restart", "lost_steps", "skipped_steps", "data", "validation", "checkpoint", "logging", "other")
@@ -47,23 +48,14 @@ class Ledger:
         self.path = path
 
     def append(self, event: Event) -> None:
-        """Add a line, on a line of its own even after one that a crash cut."""
-        with self.path.open("ab+") as file:
-            if file.seek(0, os.SEEK_END):
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":
-                    file.write(b"\n")
-            file.write(json.dumps(asdict(event)).encode() + b"\n")
+        """Add a line."""
+        append_line(self.path, asdict(event))
 
     def events(self) -> Iterator[Event]:
         """All whole lines, oldest first."""
-        if not self.path.exists():
-            return
-        for line in self.path.read_text().splitlines():
-            try:
-                yield Event(**json.loads(line))
-            except (json.JSONDecodeError, TypeError):
-                continue
+        for values in read_lines(self.path):
+            with suppress(TypeError):
+                yield Event(**values)
 
 
 def account(events: Iterable[Event]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ runs/<name>/tensorboard/         event files
 runs/<name>/logs/                driver.log, rank-00000.log ...
 runs/<name>/choices/             recorded expert choices (router.replay)
 runs/<name>/events.jsonl         a line for every failure, restart and growth
+runs/<name>/goodput.jsonl        where the time went, a line a logging interval
 runs/<name>/skips.json           steps of the sample order that are left out after a roll-back
 runs/<name>/damaged_windows.jsonl    windows that could not be read and were left out
 runs/<name>/stop                 a request: stop at the end of this step, after a checkpoint
@@ -31,6 +32,7 @@ from distributed.errors import RunError
 from distributed.recipe import Recipe
 from distributed.recipe_file import check_recipe
 
+LOOK_SECONDS = 1.0
 STATES = ("starting", "running", "stopping", "stopped", "finished", "failed")
 
 
@@ -165,6 +167,16 @@ class RunFolder:
         """Add one line to metrics.jsonl."""
         with self.metrics_path.open("a") as file:
             file.write(json.dumps(figures) + "\n")
+
+    def wait_unless_stopped(self, seconds: float) -> bool:
+        """Let time pass; False as soon as the run is asked to stop."""
+        deadline = time.monotonic() + seconds
+        while not self.stop_path.exists():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return True
+            time.sleep(min(LOOK_SECONDS, left))
+        return False
 
     def append_damaged(self, step: int, faults: dict[int, str]) -> None:
         """Note windows that were left out in step `step`, or in the validation after it, because they could not be read.

@@ -18,6 +18,7 @@ from distributed.clock import PARTS
 from distributed.figures import Interval, finite, perplexity
 from distributed.goodput import Event, Ledger, account
 from distributed.heat_map import heat_map
+from distributed.json_lines import read_lines
 from distributed.load import relative_load
 from distributed.recipe import Recipe
 from distributed.run_folder import RunFolder, write_atomically
@@ -135,14 +136,7 @@ def drop_lines_past(run: RunFolder, step: int) -> None:
     """Take out of metrics.jsonl what a restart will do again, and a line that a crash cut in half."""
     if not run.metrics_path.exists():
         return
-    kept = []
-    for line in run.metrics_path.read_text().splitlines():
-        try:
-            figures = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if figures.get("step", 0) <= step:
-            kept.append(line + "\n")
+    kept = [json.dumps(figures) + "\n" for figures in read_lines(run.metrics_path) if figures.get("step", 0) <= step]
     write_atomically(run.metrics_path, "".join(kept))
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from distributed.errors import RunError
 from distributed.figures import finite, perplexity, whole_run
 from distributed.goodput import Ledger, account
+from distributed.json_lines import read_lines
 from distributed.recipe import Recipe
 from distributed.run_folder import RunFolder, write_atomically
 
@@ -83,13 +84,7 @@ def says_finished(run: RunFolder, step: int) -> bool:
 
 def run_lines(run: RunFolder) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl, oldest first; one that a crash cut is passed over."""
-    lines = []
-    for line in run.metrics_path.read_text().splitlines() if run.metrics_path.exists() else []:
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return lines
+    return read_lines(run.metrics_path)
 
 
 def compare(loss: float | None, baselines: dict[str, float]) -> dict[str, float | None]:

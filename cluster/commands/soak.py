@@ -1,6 +1,6 @@
 """Run a job through 200 seeded faults and compare it with the same job undisturbed; arguments as of bench faults.
 
-It takes an hour or more on two cores. --faults N makes it shorter, --log FILE keeps the report.
+It takes forty minutes on two cores. --faults N makes it shorter, --log FILE keeps the report.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def have_accident(run: RunFolder, rank: int, step: int) -> None:
 
 def actor() -> int:
     """The Ray actor of this rank, which has its number in the name of its folder in memory (cluster/rank_process.py)."""
-    return int(Path(os.environ[heartbeat.VARIABLE]).parent.name.split("-")[3])
+    return int(Path(os.environ[heartbeat.VARIABLE]).parent.name.split("-")[4])
 
 
 def driver() -> int:

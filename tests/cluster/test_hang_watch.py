@@ -53,7 +53,7 @@ def test_the_first_step_has_its_own_limit() -> None:
     waiting = [report(0, 6, 2, first=6), RankReport(1)]
     assert watch.look(waiting, 99.0) is None
     hang = watch.look(waiting, 101.0)
-    assert hang is not None and hang.kind == "slow start"
+    assert hang is not None and (hang.kind, hang.rank) == ("slow start", 1) and "it has not begun" in hang.reason
     watch = HangWatch(10.0, 100.0, now=0.0)
     assert looks(watch, (99.0, [report(0, 7, 3, first=6)]), (108.0, [report(0, 7, 3, first=6)])) == [None, None]
     assert watch.look([report(0, 7, 3, first=6)], 109.5) is not None

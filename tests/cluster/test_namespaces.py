@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,9 +18,6 @@ from distributed.summary import run_lines
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "distributed"))
 from small_run import recipe_values, write_corpus
-
-LONG = os.environ.get("MOOTRON_LONG_TESTS") == "1"
-"""The long form also brings the host back. `./launch.sh soak` sets it."""
 
 
 @pytest.fixture
@@ -68,7 +64,6 @@ def failures_of(run: RunFolder) -> list[RunEvent]:
 @pytest.mark.ray
 @pytest.mark.alone
 @pytest.mark.timeout(600)
-@pytest.mark.skipif(not LONG, reason="two to three minutes; runs with MOOTRON_LONG_TESTS=1")
 def test_training_across_hosts_survives_the_loss_of_one(hosts: Hosts, home: Path) -> None:
     path = write_recipe(home)
     for host in range(3):
@@ -87,8 +82,7 @@ def test_training_across_hosts_survives_the_loss_of_one(hosts: Hosts, home: Path
     (lost,) = failures_of(run)
     assert (lost.kind, lost.rank, lost.address) == ("node lost", 2, hosts.address(2))
     assert read_events(run)[-1].expert_parallel == 2 and no_step_is_missing(run)
-    if LONG:
-        grow_again(hosts, run)
+    grow_again(hosts, run)
     stopped = hosts.call(0, "stop", "across")
     assert stopped.returncode == 0 and "stopped at step" in stopped.stdout, stopped.stdout + stopped.stderr
 

@@ -8,11 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from conftest import CODE_ROOT
 from elastic_target import STEPS
 from launching import lives, wait_for
 
@@ -71,8 +74,7 @@ def test_ranks_are_forked_one_after_the_other(process: RankProcess) -> None:
     start(process, "--resume")
     outcome = outcome_of(process)
     assert (outcome.code, outcome.result, outcome.error) == (0, "finished", None)
-    servers = re.findall(r"fork server \d+ is ready", next(process.run.logs.glob("fork-server-*.log")).read_text())
-    assert len(servers) == 1
+    assert len(re.findall(r"fork server \d+ is ready .* ranks are forked from it", server_log(process))) == 1
     assert len(re.findall("--- rank 0 starts", rank_log(process.run, 0).read_text())) == 2
 
 
@@ -89,7 +91,8 @@ def test_a_rank_ends_with_its_server_and_the_next_start_has_another(process: Ran
     assert process.child is not None and process.child.pid is not None and process.server is not None
     rank = process.child.pid
     process.server.kill()
-    assert "fork server of its host has ended" in (outcome_of(process).error or "")
+    error = outcome_of(process).error or ""
+    assert "fork server of its host has ended" in error and "logs/fork-server-" in error
     wait_for(lambda: not lives(rank))
     start(process, "--resume")
     assert outcome_of(process).result == "finished"
@@ -103,37 +106,77 @@ def test_a_rank_is_ended_with_its_children(process: RankProcess) -> None:
     assert not lives(int((process.run.path / "child").read_text()))
 
 
+def test_what_a_rank_leaves_behind_when_it_dies_is_ended(process: RankProcess) -> None:
+    start(process, **{"0@3": "child", "0@4": "wait"})
+    wait_for(lambda: (process.run.path / "child").exists())
+    assert process.child is not None
+    process.child.signal(signal.SIGKILL)
+    assert outcome_of(process).code == -signal.SIGKILL
+    wait_for(lambda: not lives(int((process.run.path / "child").read_text())))
+
+
 def test_a_rank_ended_before_it_was_forked_does_nothing(process: RankProcess) -> None:
     start(process)
-    process.kill()  # the server still imports
-    assert outcome_of(process).code is None
+    with suppress(TimeoutError):
+        process.kill()  # the server still imports
+    assert outcome_of(process).result is None
     start(process)
     assert outcome_of(process).result == "finished"
     steps = [json.loads(line)["step"] for line in (process.run.path / "steps.jsonl").read_text().splitlines()]
     assert steps == list(range(1, STEPS + 1))
 
 
+DRIVER = """
+#include <unistd.h>
+static pid_t started_by;
+__attribute__((constructor)) static void start(void) { started_by = getpid(); }
+int cuDeviceGetCount(int *count) { return getpid() == started_by ? 0 : 3; }
+"""
+"""CUDA's driver as a fork sees it: started in the process that loaded it, and not in one that was forked from that."""
+
+
 @pytest.mark.skipif(shutil.which("cc") is None, reason="makes a stand-in for CUDA's driver with a C compiler")
 def test_where_a_driver_was_started_ranks_are_fresh_processes(
     process: RankProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    driver = "int cuDeviceGetCount(int *count) { return 0; }"  # 0: success, so cuInit was called
-    subprocess.run(["cc", "-shared", "-x", "c", "-", "-o", str(tmp_path / "libcuda.so.1")], input=driver, text=True, check=True)
-    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    library = tmp_path / "libcuda.so.1"
+    command = ["cc", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-x", "c", "-", "-o", str(library)]
+    subprocess.run(command, input=DRIVER, text=True, check=True)
+    monkeypatch.setenv("LD_PRELOAD", str(library))
     start(process, **{"0@3": "child"})
     wait_for(lambda: (process.run.path / "child").exists())
     assert process.child is not None and "cluster.worker" in command_of(process.child.pid)
+    assert "ranks are fresh processes: an import started CUDA's driver" in server_log(process)
     process.kill()
     assert outcome_of(process).code == -signal.SIGKILL and not lives(int((process.run.path / "child").read_text()))
     start(process, "--resume")
     assert outcome_of(process).result == "finished"
 
 
+def test_the_trainer_can_be_imported_without_what_hinders_a_fork() -> None:
+    """And what it loads later is loaded ahead: the engine, and the compiler that torch's optimizers load when made."""
+    code = """
+import sys
+from pathlib import Path
+from cluster.fork_server import import_all
+assert import_all("distributed.trainer:train", Path(sys.argv[1])) is None
+assert {"deepspeed.runtime.engine", "torch._dynamo", "torch.utils.tensorboard"} <= set(sys.modules)
+"""
+    folder = CODE_ROOT / "configs"
+    with tempfile.TemporaryDirectory() as run:
+        shutil.copy(folder / "quickstart.yaml", Path(run) / "recipe.yaml")
+        subprocess.run([sys.executable, "-c", code, run], check=True, cwd=CODE_ROOT)
+
+
+def server_log(process: RankProcess) -> str:
+    return next(process.run.logs.glob("fork-server-*.log")).read_text()
+
+
 def command_of(process: int | None) -> str:
     return Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode()
 
 
-def test_the_age_of_a_pulse_is_measured_on_its_own_host(make_run: Callable[..., RunFolder]) -> None:
+def test_a_pulse_comes_back_whole_or_not_at_all(make_run: Callable[..., RunFolder]) -> None:
     path = make_run("a").path / "beat"
     heartbeat.write_pulse(path, heartbeat.Pulse(time.time() - 5.0, step=3, first=1))
     found = heartbeat.read_pulse(path)

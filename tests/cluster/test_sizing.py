@@ -6,7 +6,8 @@ import pytest
 
 from cluster.errors import ClusterError
 from cluster.group_plan import GroupPlan
-from cluster.sizing import fit_expert_parallel, plan_group
+from cluster.layouts import fit_expert_parallel
+from cluster.sizing import plan_group
 from distributed.recipe import ClusterConfig, Recipe
 
 

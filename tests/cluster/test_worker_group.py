@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from conftest import with_cluster
 from launching import at_work, lives, start_launcher, wait_for
 
+from cluster.child import Outcome
 from cluster.errors import ClusterError
 from cluster.group_plan import GroupPlan
 from cluster.rank_process import rank_log
@@ -27,9 +29,18 @@ def finish(run: RunFolder, target: str, *arguments: str) -> list:
     group = WorkerGroup(PLAN, run)
     try:
         group.start(("--target", f"group_target:{target}", *arguments))
-        return group.wait()
+        return outcomes_of(group)
     finally:
         group.kill()
+
+
+def outcomes_of(group: WorkerGroup) -> list[Outcome]:
+    """Outcomes by rank once all have a result, or as soon as one has failed: then only of those that have ended."""
+    while True:
+        ended = [report.outcome for report in group.poll() if report.outcome is not None]
+        if len(ended) == len(group.actors) or any(outcome.result is None for outcome in ended):
+            return ended
+        time.sleep(0.1)
 
 
 @pytest.mark.usefixtures("ray")
