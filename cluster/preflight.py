@@ -6,6 +6,7 @@ meet at a port of their own, before the trainer makes its groups, so nothing of 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -23,6 +24,7 @@ PORT = "MOOTRON_PREFLIGHT_PORT"
 PACKAGES = ("torch", "deepspeed", "mosaicml-streaming", "numpy")
 ROOMS = ("kernels", "model", "data_pipeline", "distributed", "cluster")
 CODE_ROOT = Path(__file__).resolve().parent.parent
+READ_TIME = timedelta(seconds=10)
 _VECTOR = 65_536
 
 
@@ -67,7 +69,12 @@ def gather_facts(store: Any, rank: int, world: int) -> list[dict[str, str]]:
     except RuntimeError as fault:
         absent = [other for other, key in enumerate(keys) if not store.check([key])]
         raise RuntimeError(f"preflight: ranks {absent} did not come: {fault}") from None
-    return [json.loads(store.get(key)) for key in keys]
+    facts = [json.loads(store.get(key)) for key in keys]
+    store.set(f"read-{rank}", b"")
+    if rank == 0:  # which holds the store: if it left now, others could not read what is wrong
+        with contextlib.suppress(RuntimeError):
+            store.wait([f"read-{other}" for other in range(world)], READ_TIME)
+    return facts
 
 
 def environment_facts() -> dict[str, str]:

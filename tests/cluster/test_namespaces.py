@@ -62,7 +62,6 @@ def failures_of(run: RunFolder) -> list[RunEvent]:
 
 
 @pytest.mark.ray
-@pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_training_across_hosts_survives_the_loss_of_one(hosts: Hosts, home: Path) -> None:
     path = write_recipe(home)

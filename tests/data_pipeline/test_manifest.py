@@ -58,7 +58,7 @@ def test_damage_is_named(copied: tuple[DataConfig, Path], damage: Callable[[Path
     config, folder = copied
     damage(folder)
     with pytest.raises(DataError, match=message) as fault:
-        check(folder, config)
+        check(folder, config, verify=True)
     assert "prepare" in str(fault.value)
 
 

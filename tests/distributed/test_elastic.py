@@ -22,7 +22,7 @@ from distributed.trained import load_trained
 from model.router import Router
 
 STEPS, WORLD, EXPERT_PARALLEL = 60, 4, 2
-VISITS = 4
+VISITS, N_EXPERTS = 2, 31
 # (world, expert parallel), and where the fault strikes; the last part runs to the end.
 PARTS: list[tuple[int, int, dict[str, Any] | None]] = [
     (4, 2, {"rank": 3, "step": 17, "phase": "backward"}),
@@ -43,9 +43,10 @@ def recipe(home: Path, name: str, replay: dict[str, Any], **checkpoint: Any) -> 
     """A run of 60 steps of 16 samples, which three ranks share unequally."""
     values = recipe_values(home, steps=STEPS, global_batch=16, micro_batch=4, uneven_batch=True) | {"name": name, "router": replay}
     values["data"]["loader_workers"] = 0
+    values["model"]["depth"] = {"group": 1, "repeats": VISITS}
     values["checkpoint"] = {"every": 5, "keep_last": 2, **checkpoint}
     values["validation"] = {"every": 1000, "windows": 2}
-    values["model"]["feed_forward"] |= {"n_experts": 155, "top_k": 12}  # many, so that near ties occur
+    values["model"]["feed_forward"] |= {"n_experts": N_EXPERTS, "top_k": 6}  # many, so that near ties occur
     return values
 
 
@@ -95,13 +96,17 @@ def test_with_choices_replayed_every_loss_and_gradient_norm_is_the_same(home: Pa
     assert samples(home, "replayed") == samples(home, "undisturbed")
     for field in ("loss", "grad_norm"):
         pairs = zip(figures(run, field), figures(undisturbed, field), strict=True)
-        assert max(abs(a - b) / abs(b) for a, b in pairs) <= 1e-5, field
+        worst = max(abs(a - b) / abs(b) for a, b in pairs)
+        print(f"{field}: largest relative difference {worst:.1e}")
+        assert worst <= 1e-5, field
 
 
 def test_without_replay_the_first_other_choice_was_a_near_tie(home: Path, pool: Pool, undisturbed: Path, monkeypatch: Any) -> None:
     run = disturb(home, pool, recipe(home, "free", {"replay": "record"}))
     assert samples(home, "free") == samples(home, "undisturbed")
-    assert abs(figures(run, "loss")[-1] / figures(undisturbed, "loss")[-1] - 1) <= 0.01
+    change = abs(figures(run, "loss")[-1] / figures(undisturbed, "loss")[-1] - 1)
+    print(f"final loss: relative difference {change:.1e}")
+    assert change <= 0.01
     monkeypatch.setenv("MOOTRON_HOME", str(home))
     assert first_gap(home, run, undisturbed) < 1e-5
     assert made_up_gap(home, undisturbed) > 1e-5, "the gap of a choice that no rounding explains is seen"
@@ -138,7 +143,7 @@ def made_up_gap(home: Path, undisturbed: Path) -> float:
     records = ChoiceReader(undisturbed / "choices", torch.device("cpu")).records(step, [sample], VISITS)
     assert records is not None
     other = records[visit][name]
-    others = [sorted(set(range(155)) - set(other[0].tolist()))[0], *other[0].tolist()[1:]]
+    others = [sorted(set(range(N_EXPERTS)) - set(other[0].tolist()))[0], *other[0].tolist()[1:]]
     return gap(undisturbed, step, sample, records, visit, name, torch.cat([torch.tensor([others]), other[1:]]), other)
 
 
