@@ -138,7 +138,7 @@ class Saver:
         if self._topology.rank == 0 and waited >= MENTION_SECONDS:
             self._report(
                 f"checkpoint of step {late.job.step} was still being written when step {step} was due: training waited "
-                f"{waited:.1f} s; save less often (checkpoint.every) or to faster storage (checkpoint.address)"
+                f"{waited:.1f} s; save less often (checkpoint.every)"
             )
 
     def _is_known(self, step: int) -> bool:

@@ -15,7 +15,10 @@ from distributed.topology import Topology
 
 def figures(sync: float, asynchronous: float, dcp_async: float, size: float) -> dict[str, Any]:
     extra = {"mootron": sync, "mootron async": asynchronous, "dcp": 9.0, "dcp async": dcp_async}
-    ways = {name: {"extra": [99.0, seconds, 0.0], "stall": [seconds], "behind": [0.0]} for name, seconds in extra.items()}
+    ways = {
+        name: {"extra": [99.0, seconds, 0.0], "stall": [seconds], "processor": [seconds], "behind": [0.0]}
+        for name, seconds in extra.items()
+    }
     return {
         "world": 2,
         "ways": ways,

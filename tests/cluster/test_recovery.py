@@ -53,6 +53,7 @@ def process_of(run: RunFolder, rank: int) -> int:
 
 
 @pytest.mark.ray
+@pytest.mark.alone
 def test_a_killed_rank_costs_less_than_the_bar_and_sigterm_stops_in_good_order(home: Path) -> None:
     launcher = start_run(home)
     run = RunFolder.named("real")
