@@ -34,6 +34,7 @@ from distributed.goodput import Ledger, account
 from distributed.recipe import Recipe
 from distributed.recipe_file import check_recipe
 from distributed.run_folder import RunFolder
+from distributed.summary import run_lines
 
 HANG_SECONDS = 15.0
 
@@ -124,8 +125,7 @@ def _steps_done_again(run: RunFolder) -> int:
 
 
 def _figures(run: RunFolder, names: tuple[str, ...]) -> dict[int, tuple[float, ...]]:
-    lines = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
-    return {line["step"]: tuple(line[name] for name in names) for line in lines if "loss" in line}
+    return {line["step"]: tuple(line[name] for name in names) for line in run_lines(run) if "loss" in line}
 
 
 def _run(name: str, recipe: Recipe, storm: list[Fault], console: Console) -> RunFolder:

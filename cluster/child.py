@@ -15,6 +15,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from cluster.recipes import CODE_ROOT
+
 KILL_SECONDS = 4.0
 """Less than the worker group waits for an actor that ends its rank."""
 SERVER_GONE = "the fork server of its host has ended, and all ranks there with it"
@@ -99,8 +101,7 @@ class ServerProcess:
     def __init__(self, path: Path, environment: dict[str, str], arguments: tuple[str, ...], log: Path) -> None:
         self.path = path
         path.unlink(missing_ok=True)
-        code_root = str(Path(__file__).resolve().parent.parent)
-        python_path = os.pathsep.join(filter(None, (code_root, os.environ.get("PYTHONPATH"))))
+        python_path = os.pathsep.join(filter(None, (str(CODE_ROOT), os.environ.get("PYTHONPATH"))))
         with socket.socket(socket.AF_UNIX) as listener, log.open("ab") as output:
             listener.bind(str(path))
             listener.listen()  # from now on tasks may come; they wait for the imports
