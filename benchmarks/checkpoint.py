@@ -1,11 +1,12 @@
 """What a checkpoint costs: synchronous and asynchronous saves beside torch.distributed.checkpoint's, on one state in one run.
 
-    python -m benchmarks.checkpoint [--ranks 2] [--parameters 100e6] [--rounds 3] [--matmuls 150] [--folder DIR]
+    python -m benchmarks.checkpoint [--ranks 2] [--parameters 100e6] [--rounds 8] [--passes 50] [--folder DIR]
 
 Gloo ranks of one thread on this machine hold a state of 12 bytes a parameter and take steps that use all of it. In every round each way
-of saving has its turn, in changed order: a step with a save and the next 20, against 21 steps without. The extra time counts what the
-training thread waits for and what the writer takes from it meanwhile; `behind` is the writing left after those steps, in seconds.
-Two parts of it that the machine's moods do not enter: what the training thread waits in the calls, and the extra processor time.
+of saving has its turn, in changed order: a step with a save and the next 20, between blocks of 21 steps without one. The extra time
+counts what the training thread waits for and what the writer takes from it meanwhile; `behind` is the writing left after those steps.
+A shared machine slows single steps down by more than a save costs, so the extra time is the sum over the 21 places of the median over
+the rounds of (seconds of that step - median of the steps around the block); its range is the bootstrap's 5% to 95% over the rounds.
 With fewer ranks than cores the writer has a core to itself, as on the hosts of accelerators.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import shutil
 import statistics
 import tempfile
@@ -33,13 +35,13 @@ STEPS_AFTER = 20
 ASYNC_BAR, BYTES_BAR = 0.10, 1.02
 
 
-def rank_main(rank: int, folder: str, world: int, parameters: int, rounds: int, matmuls: int) -> None:
+def rank_main(rank: int, folder: str, world: int, parameters: int, rounds: int, passes: int) -> None:
     """One rank: all rounds; rank 0 leaves its figures in `figures.json`."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     topology = Topology(rank, world, rank, 1, torch.device("cpu"), "gloo", None, None, dist.group.WORLD)
-    state = State(parameters, topology, matmuls)
+    state = State(parameters, topology, passes)
     ways = {name: make(state, Path(folder) / name.replace(" ", "-")) for name, make in WAYS.items()}
     figures = measure(state, ways, rounds)
     figures["restore"] = {name: restore_seconds(ways[name]) for name in ("mootron", "dcp")}
@@ -51,34 +53,33 @@ def rank_main(rank: int, folder: str, world: int, parameters: int, rounds: int, 
 
 
 def measure(state: State, ways: dict[str, Ours | Torchs], rounds: int) -> dict[str, Any]:
-    """Seconds by way, a list over rounds each: `extra` time and `processor` time over steps without a save, `stall` of the calls,
-    writing left `behind`.
-    """
+    """Seconds by way, a list over rounds each: `extra` (21 of them, one a step), waits in the calls (`stall`), writing left `behind`."""
     names = list(ways)
-    found: dict[str, Any] = {name: {"extra": [], "processor": [], "stall": [], "behind": []} for name in names}
+    found: dict[str, Any] = {name: {"extra": [], "stall": [], "behind": []} for name in names}
     plain: list[float] = []
     for number in range(-1, rounds):  # the first round warms up: memory is touched for the first time
-        without = timed_steps(state, None)
+        before = timed_steps(state, None)["steps"]
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            seconds = timed_steps(state, ways[name])
-            after = timed_steps(state, None)
+            block = timed_steps(state, ways[name])
+            after = timed_steps(state, None)["steps"]
+            usual = statistics.median(before + after)
             if number >= 0:
-                plain.append(after["all"])
-                found[name]["extra"].append(seconds["all"] - (without["all"] + after["all"]) / 2)
-                found[name]["processor"].append(seconds["processor"] - (without["processor"] + after["processor"]) / 2)
-                found[name]["stall"].append(seconds["stall"])
-                found[name]["behind"].append(seconds["behind"])
-            without = after
+                plain.append(usual)
+                found[name]["extra"].append([seconds - usual for seconds in block["steps"]])
+                found[name]["stall"].append(block["stall"])
+                found[name]["behind"].append(block["behind"])
+            before = after
             if number < rounds - 1 and dist.get_rank() == 0:
                 clear(ways[name])
             dist.barrier()
         if number >= 0 and dist.get_rank() == 0:
-            print(f"round {number + 1}: extra seconds " + ", ".join(f"{name} {found[name]['extra'][-1]:.2f}" for name in names), flush=True)
-    return {"world": dist.get_world_size(), "ways": found, "step": statistics.median(plain) / (1 + STEPS_AFTER), "bytes_all": state.bytes}
+            words = ", ".join(f"{name} {sum(found[name]['extra'][-1]):.2f}" for name in names)
+            print(f"round {number + 1}: extra seconds of 21 steps: {words}", flush=True)
+    return {"world": dist.get_world_size(), "ways": found, "step": statistics.median(plain), "bytes_all": state.bytes}
 
 
-def timed_steps(state: State, saves: Ours | Torchs | None) -> dict[str, float]:
-    """Seconds of a step, a save and 20 steps more; what is on its way to the disk before and after is not in them."""
+def timed_steps(state: State, saves: Ours | Torchs | None) -> dict[str, Any]:
+    """Seconds of each of 21 steps, the first with a save; what is on its way to the disk before and after is not in them."""
     os.sync()
     dist.barrier()
     stall = 0.0
@@ -89,17 +90,20 @@ def timed_steps(state: State, saves: Ours | Torchs | None) -> dict[str, float]:
         call()
         stall += time.perf_counter() - before
 
-    started, processor = time.perf_counter(), time.process_time()
-    state.step()
-    if saves is not None:
-        waited(saves.save)
-    for _ in range(STEPS_AFTER):
+    def step() -> None:
         state.step((lambda: waited(saves.settle)) if saves is not None else lambda: None)
+
+    seconds = []
+    for number in range(1 + STEPS_AFTER):
+        started = time.perf_counter()
+        step()
+        if saves is not None and number == 0:
+            waited(saves.save)
+        seconds.append(time.perf_counter() - started)
     ended = time.perf_counter()
     if saves is not None:
         saves.finish()
-    done = time.perf_counter()
-    return {"all": ended - started, "stall": stall, "behind": done - ended, "processor": time.process_time() - processor}
+    return {"steps": seconds, "stall": stall, "behind": time.perf_counter() - ended}
 
 
 def restore_seconds(saves: Ours | Torchs) -> float:
@@ -116,9 +120,9 @@ def folder_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def run_ranks(folder: Path, world: int, parameters: int, rounds: int, matmuls: int) -> dict[str, Any]:
+def run_ranks(folder: Path, world: int, parameters: int, rounds: int, passes: int) -> dict[str, Any]:
     """Start the ranks and wait; their figures."""
-    torch.multiprocessing.spawn(rank_main, (str(folder), world, parameters, rounds, matmuls), nprocs=world)  # a rank that fails ends all
+    torch.multiprocessing.spawn(rank_main, (str(folder), world, parameters, rounds, passes), nprocs=world)  # a rank that fails ends all
     figures: dict[str, Any] = json.loads((folder / "figures.json").read_text())
     return figures
 
@@ -128,25 +132,38 @@ def report(figures: dict[str, Any], parameters: int, rounds: int) -> bool:
     step, ways = figures["step"], figures["ways"]
     print(
         f"{parameters / 1e6:.0f}M parameters, {figures['bytes_all'] / 1e9:.2f} GB over {figures['world']} ranks; "
-        f"{step:.3f} s a step; median (lowest to highest) of {rounds} rounds"
+        f"{step:.3f} s a step; {rounds} rounds"
     )
-    columns = {"extra": "extra of 21 steps, s", "stall": "wait in the calls, s", "processor": "extra processor time, s"}
-    print(f"{'way of saving':<16}" + "".join(f"{words:>26}" for words in columns.values()) + f"{'behind, s':>12}")
+    print(f"{'way of saving':<16}{'extra of 21 steps, s':>28}{'wait in the calls, s':>28}{'behind, s':>12}")
+    extra = {}
     for name, seconds in ways.items():
-        print(f"{name:<16}" + "".join(f"{spread(seconds[c]):>26}" for c in columns) + f"{statistics.median(seconds['behind']):>12.2f}")
-    extra = {name: statistics.median(seconds["extra"]) for name, seconds in ways.items()}
+        extra[name] = total(seconds["extra"])
+        low, high = bootstrap(seconds["extra"])
+        words = f"{extra[name]:.2f} ({low:.2f} to {high:.2f})"
+        print(f"{name:<16}{words:>28}{spread(seconds['stall']):>28}{statistics.median(seconds['behind']):>12.2f}")
     restore, size = figures["restore"], figures["bytes"]
     print(f"restore: mootron {restore['mootron']:.2f} s (digests verified), dcp {restore['dcp']:.2f} s (nothing verified)")
-    stall = statistics.median(ways["mootron"]["stall"])  # a synchronous save costs this at least, and it is the steadier figure
-    share = extra["mootron async"] / stall
+    share = extra["mootron async"] / extra["mootron"]
     checks = [
-        (f"asynchronous over the synchronous call's stall: {share:.1%} (bar {ASYNC_BAR:.0%})", share <= ASYNC_BAR),
+        (f"asynchronous over synchronous: {share:.1%} (bar {ASYNC_BAR:.0%})", share <= ASYNC_BAR),
         (f"asynchronous: {extra['mootron async']:.2f} s, dcp's {extra['dcp async']:.2f} s", extra["mootron async"] < extra["dcp async"]),
         (f"bytes on disk over the tensors': {size['mootron']:.4f} (bar {BYTES_BAR}), dcp {size['dcp']:.4f}", size["mootron"] <= BYTES_BAR),
     ]
     for text, holds in checks:
         print(f"{text}: {'within' if holds else 'ABOVE'}")
     return all(holds for _, holds in checks)
+
+
+def total(extra: list[list[float]]) -> float:
+    """Sum over the places of a block of the median over rounds."""
+    return sum(statistics.median(place) for place in zip(*extra, strict=True))
+
+
+def bootstrap(extra: list[list[float]], draws: int = 1000) -> tuple[float, float]:
+    """Where 90% of the totals lie when rounds are drawn again, with replacement."""
+    generator = random.Random(0)
+    totals = sorted(total(generator.choices(extra, k=len(extra))) for _ in range(draws))
+    return totals[draws // 20], totals[-1 - draws // 20]
 
 
 def spread(seconds: list[float]) -> str:
@@ -159,13 +176,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="bench checkpoint", description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--ranks", type=int, default=2, help="processes, of one thread each (default: 2)")
     parser.add_argument("--parameters", type=float, default=100e6, help="of the whole state (default: 100e6, 1.2 GB)")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of every way of saving (default: 3)")
-    parser.add_argument("--matmuls", type=int, default=150, help="products of 512 by 512 a step (default: 150)")
+    parser.add_argument("--rounds", type=int, default=8, help="turns of every way of saving (default: 8)")
+    parser.add_argument("--passes", type=int, default=50, help="passes over 67 MB a step (default: 50)")
     parser.add_argument("--folder", help="where to write; default: a temporary folder")
     arguments = parser.parse_args(argv)
     folder = Path(tempfile.mkdtemp(prefix="mootron-bench-", dir=arguments.folder))
     try:
-        figures = run_ranks(folder, arguments.ranks, int(arguments.parameters), arguments.rounds, arguments.matmuls)
+        figures = run_ranks(folder, arguments.ranks, int(arguments.parameters), arguments.rounds, arguments.passes)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return 0 if report(figures, int(arguments.parameters), arguments.rounds) else 1

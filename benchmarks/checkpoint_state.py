@@ -26,15 +26,15 @@ TENSORS = 24
 class State:
     """Masters and both moments of `parameters` parameters, cut in equal parts over the ranks: in 24 tensors a state, as a model has."""
 
-    def __init__(self, parameters: int, topology: Topology, matmuls: int) -> None:
+    def __init__(self, parameters: int, topology: Topology, passes: int) -> None:
         self.length = parameters // (TENSORS * topology.world)
         self.topology = topology
         generator = torch.Generator().manual_seed(topology.rank)
         self.tensors = {
             f"layer{number}": {state: torch.rand(self.length, generator=generator) for state in STATES} for number in range(TENSORS)
         }
-        self._matmuls = matmuls
-        self._left, self._right = torch.rand(512, 512), torch.rand(512, 512)
+        self._passes = passes
+        self._matrix, self._vector = torch.rand(4096, 4096), torch.rand(4096)
         self._gradient = torch.rand(1 << 18)
 
     @property
@@ -43,9 +43,13 @@ class State:
         return 4 * len(STATES) * TENSORS * self.length * self.topology.world
 
     def step(self, before_update: Callable[[], None] = lambda: None) -> None:
-        """Products as in a forward and backward pass, an all-reduce, and an update in place of every entry."""
-        for _ in range(self._matmuls):
-            torch.mm(self._left, self._right)
+        """Passes over a matrix larger than the caches, an all-reduce, and an update in place of every entry.
+
+        All of it is bound by the memory that the writer reads too, so nothing that a save takes is hidden. Products of small
+        matrices would be, and on a shared machine their time changes by half from one second to the next.
+        """
+        for _ in range(self._passes):
+            torch.mv(self._matrix, self._vector)
         dist.all_reduce(self._gradient)
         self._gradient.mul_(0.5)
         before_update()

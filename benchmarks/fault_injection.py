@@ -17,7 +17,7 @@ from distributed import collectives, trainer
 from distributed.checkpoint import commit, snapshot, writing
 
 _CHECKPOINT_PARTS: dict[str, tuple[Any, str]] = {
-    "checkpoint_copy": (snapshot.Snapshot, "copy_until"),
+    "checkpoint_copy": (snapshot.Snapshot, "settle"),
     "checkpoint_write": (writing, "write_part"),
     "manifest_rename": (commit, "_check_fence"),  # the manifest lies beside its name
 }

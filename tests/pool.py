@@ -29,7 +29,7 @@ from pool_worker import serve
 from torch.distributed import TCPStore
 
 MAX_WORLD = 4
-GRACE_SECONDS = 20.0
+GRACE_SECONDS = 5.0
 
 
 IMPORTED_ONCE = ["deepspeed.runtime.engine", "torch._dynamo", "torch.utils.tensorboard", "distributed.trainer", "pool_worker"]

@@ -1,7 +1,7 @@
 """Copies of a rank's tensors in host memory, laid out as the file that will hold them: the writer only has to stream it.
 
-Masters and moments change only when the optimizer steps. Until then the writer copies, piece by piece, just before it writes; what is
-left when the optimizer is due, `settle` copies. A save in a step that is longer than the copy thus costs the training thread nothing.
+Masters and moments change only when the optimizer steps. Until then the writer copies them, before it writes anything: then a save in a
+step that is longer than the copy costs the training thread nothing. What is left when the optimizer is due, `settle` copies.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ COPY_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Copy:
-    """A part of a tensor that is still to be copied, to byte `start` of the body and on."""
+    """A part of a tensor that is still to be copied."""
 
-    start: int
     source: Tensor
     target: Tensor
 
@@ -36,7 +35,7 @@ class Snapshot:
     """A safetensors file in memory: its header, and the bytes of all tensors in one block, some of which may be yet to come.
 
     Args:
-        copies: what is yet to come, in order of place.
+        copies: what is yet to come.
     """
 
     def __init__(self, header: bytes, body: Tensor, copies: list[Copy]) -> None:
@@ -45,25 +44,26 @@ class Snapshot:
         self._copying = threading.Lock()
 
     def settle(self) -> None:
-        """Copy what is left; from now on the tensors may change."""
-        self.copy_until(len(self.body))
+        """Copy what is left; from then on the tensors may change. Any thread may ask, and two of them share the work."""
+        while self._copy_one():
+            pass
 
     def chunks(self) -> Iterator[bytes | memoryview]:
         """The file in pieces, without another copy."""
+        self.settle()
         yield self.header
         view = self.body.numpy().data
         for start in range(0, len(view), CHUNK_BYTES):
-            self.copy_until(start + CHUNK_BYTES)
             yield view[start : start + CHUNK_BYTES]
 
-    def copy_until(self, stop: int) -> None:
-        """Have all bytes of the body before `stop`. Any thread may ask."""
-        while True:
-            with self._copying:
-                if not self._copies or self._copies[0].start >= stop:
-                    return
-                copy = self._copies.popleft()
-                copy.target.copy_(copy.source)
+    def _copy_one(self) -> bool:
+        """Whether there was something to copy. The lock also makes the one who finds nothing wait for the other's last copy."""
+        with self._copying:
+            if not self._copies:
+                return False
+            copy = self._copies.popleft()
+            copy.target.copy_(copy.source)
+            return True
 
 
 class HostBuffer:
@@ -89,7 +89,7 @@ class HostBuffer:
         for name, entry in entries.items():
             source, target = live[name].detach(), self._view(entry)
             if name in states and source.device.type == "cpu" and source.is_contiguous():
-                copies += _in_parts(source, target, entry.start)
+                copies += _in_parts(source, target)
             else:
                 target.copy_(source, non_blocking=True)
         if torch.cuda.is_available():
@@ -106,10 +106,9 @@ class HostBuffer:
         return self._block[entry.start : entry.start + entry.n_bytes].view(entry.dtype).view(entry.shape)
 
 
-def _in_parts(source: Tensor, target: Tensor, start: int) -> list[Copy]:
+def _in_parts(source: Tensor, target: Tensor) -> list[Copy]:
     n_entries = COPY_BYTES // source.itemsize
-    parts = zip(source.view(-1).split(n_entries), target.view(-1).split(n_entries), strict=True)
-    return [Copy(start + number * n_entries * source.itemsize, *part) for number, part in enumerate(parts)]
+    return [Copy(*part) for part in zip(source.view(-1).split(n_entries), target.view(-1).split(n_entries), strict=True)]
 
 
 def live_tensors(fragments: list[Fragment], buffers: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

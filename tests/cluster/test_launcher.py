@@ -33,7 +33,6 @@ def test_a_signal_to_the_whole_terminal_stops_in_good_order(make_run: Callable[.
 
 
 @pytest.mark.ray
-@pytest.mark.alone
 def test_a_lost_head_and_a_killed_driver_are_replaced(make_run: Callable[..., RunFolder]) -> None:
     run = make_run("a")
     (run.path / "accidents.json").write_text(json.dumps({"0@4": "head", "1@8": "driver"}))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+from typing import cast
+
 import pytest
 import torch
 from torch import Tensor
 
 from distributed.checkpoint import snapshot
 from distributed.checkpoint.safetensors_file import header_bytes, parse_header
-from distributed.checkpoint.snapshot import HostBuffer
+from distributed.checkpoint.snapshot import Copy, HostBuffer, Snapshot
 
 CHUNK = 64
 
@@ -41,18 +44,13 @@ def parsed(file: bytes) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("chunks_before", [0, 1, 2, 5, 100])
-def test_tensors_may_change_once_it_is_settled(chunks_before: int) -> None:
+def test_tensors_may_change_once_it_is_settled() -> None:
     live, expected = state(), state()
-    taken, buffer = bytearray(), HostBuffer()
-    snapshot = buffer.take(live, {})
-    for number, chunk in enumerate(snapshot.chunks()):
-        taken += chunk
-        if number == chunks_before:
-            snapshot.settle()
-            for tensor in live.values():
-                tensor.fill_(7)
-    found = parsed(bytes(taken))
+    snapshot = HostBuffer().take(live, {})
+    snapshot.settle()
+    for tensor in live.values():
+        tensor.fill_(7)
+    found = parsed(b"".join(bytes(chunk) for chunk in snapshot.chunks()))
     assert set(found) == set(expected)
     for name, tensor in expected.items():
         assert torch.equal(found[name], tensor), name
@@ -60,13 +58,35 @@ def test_tensors_may_change_once_it_is_settled(chunks_before: int) -> None:
 
 def test_nothing_is_copied_before_it_is_asked_for() -> None:
     live = state()
-    snapshot = HostBuffer().take(live, {})
-    snapshot.copy_until(1)
-    live["wide"].fill_(-1.0)  # the widest type comes first
-    live["bytes"].fill_(255)
+    snapshot = HostBuffer().take(live, {"other": torch.zeros(3)})
+    for tensor in live.values():
+        tensor.fill_(7)
     found = parsed(b"".join(bytes(chunk) for chunk in snapshot.chunks()))
-    assert torch.equal(found["wide"][:8], state()["wide"][:8]) and found["wide"][8] == -1.0, "copied up to the first piece"
-    assert found["bytes"].unique().tolist() == [255]
+    assert all((found[name] == 7).all() for name in live if name != "strided"), "copied late"
+    assert torch.equal(found["strided"], state()["strided"]) and torch.equal(found["other"], torch.zeros(3)), "copied at once"
+
+
+def test_the_one_who_settles_waits_for_a_copy_that_another_thread_makes() -> None:
+    begun, release = threading.Event(), threading.Event()
+
+    class Slow:
+        def copy_(self, source: Tensor) -> None:
+            begun.set()
+            assert release.wait(30.0)
+            log.append("copied")
+
+    log: list[str] = []
+    snapshot = Snapshot(b"", torch.empty(0, dtype=torch.uint8), [Copy(torch.empty(0), cast(Tensor, Slow()))])
+    writer = threading.Thread(target=snapshot.settle)
+    writer.start()
+    assert begun.wait(30.0)
+    trainer = threading.Thread(target=lambda: (snapshot.settle(), log.append("settled")))
+    trainer.start()
+    trainer.join(0.05)  # without the lock it would be through by now
+    release.set()
+    writer.join(30.0)
+    trainer.join(30.0)
+    assert log == ["copied", "settled"]
 
 
 def test_the_block_serves_again() -> None:
