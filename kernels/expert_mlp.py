@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from kernels.grouped_matmul import arithmetic_dtype, outer_products, rows_times
 from kernels.routes import Chunk, cut, sort_routes
-from kernels.rows import add_rows, row_dot, weighted, wide_dtype
+from kernels.rows import add_rows, row_dot, runs_triton, weighted, wide_dtype
 from kernels.spans import span
 
 
@@ -27,10 +27,15 @@ def expert_mlp(
     routes is taken in at least float32 and returned in x's dtype. No atomics: equal bits on every run.
 
     Args:
-        x_SD: rows. row_Q, expert_Q: int64, routes in any order. weight_Q: any float dtype, multiplied in at least float32.
+        x_SD: rows. row_Q, expert_Q: int64, routes in the order of their rows. weight_Q: any float dtype, multiplied in at least float32.
         up_EDF, down_EFD: the experts, in x's dtype.
         recompute: keep no hidden activations [Q, F]; the backward makes them again from x.
     """
+    if runs_triton(x_SD):
+        from kernels.expert_mlp_triton import expert_mlp_triton
+
+        with span("experts"):
+            return expert_mlp_triton(x_SD, row_Q, expert_Q, weight_Q, up_EDF, down_EFD, recompute)
     return _ExpertMLP.apply(x_SD, row_Q, expert_Q, weight_Q, up_EDF, down_EFD, recompute)
 
 

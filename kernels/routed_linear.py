@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from kernels.grouped_matmul import arithmetic_dtype, outer_products, rows_times
 from kernels.routes import cut, sort_routes
-from kernels.rows import add_rows, row_dot, weighted, wide_dtype
+from kernels.rows import add_rows, row_dot, runs_triton, weighted, wide_dtype
 
 
 def routed_linear(
@@ -26,9 +26,13 @@ def routed_linear(
     Differentiable in x, w and weight; sums in at least float32, returned in x's dtype; equal bits on every run.
 
     Args:
-        x_RD: rows. w_EDF: matrices in x's dtype. in_row_Q, out_row_Q, expert_Q: int64, routes in any order.
+        x_RD: rows. w_EDF: matrices in x's dtype. in_row_Q, out_row_Q, expert_Q: int64; routes in the order of both rows.
         weight_Q: any float dtype, multiplied in at least float32. n_out: rows of the result; those without a route are zero.
     """
+    if runs_triton(x_RD):
+        from kernels.routed_linear_triton import routed_linear_triton
+
+        return routed_linear_triton(x_RD, w_EDF, in_row_Q, out_row_Q, expert_Q, weight_Q, n_out)
     return _RoutedLinear.apply(x_RD, w_EDF, in_row_Q, out_row_Q, expert_Q, weight_Q, n_out)
 
 

@@ -4,13 +4,35 @@ Experts are scored by a sigmoid and do not compete (sigma-MoE, arXiv 2310.10837)
 are used as they are, not renormalised. The softmax of the same logits serves only the entropy regulariser
 (arXiv 2405.16039, eq. 4). Everything here is computed in float32, or in the input's type if that is wider.
 
-Shape suffixes: B sequences, T tokens, E experts, K experts chosen a token.
+Shape suffixes: B sequences, T tokens, M routers side by side, E experts, K experts chosen a token.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from kernels.rows import runs_triton
+
+
+def route(
+    logits_BTME: Tensor, top_k: int, chosen: Tensor | None = None, dropout: float = 0.0, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`select`, `weigh` and `softmax_sum` of the same logits; on an accelerator in one pass over them.
+
+    Args:
+        chosen: take these experts, int64 [B, T, M, K], and select none.
+
+    Returns:
+        experts int64 [B, T, M, K], their weights, and the softmax summed over tokens [B, M, E].
+    """
+    if runs_triton(logits_BTME):
+        from kernels.router_triton import route_triton
+
+        scores = _masked(_wide(logits_BTME.detach()), dropout, generator) if chosen is None and dropout > 0.0 else None
+        return route_triton(_wide(logits_BTME), top_k, scores, chosen)
+    expert = select(logits_BTME, top_k, dropout, generator) if chosen is None else chosen
+    return expert, weigh(logits_BTME, expert), softmax_sum(logits_BTME.transpose(1, 2))
 
 
 def select(logits_TE: Tensor, top_k: int, dropout: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
@@ -24,11 +46,7 @@ def select(logits_TE: Tensor, top_k: int, dropout: float = 0.0, generator: torch
         dropout: probability with which a score is masked out before the choice (expert dropout; no rescaling).
         generator: source of the dropout mask.
     """
-    score_TE = _wide(logits_TE.detach())
-    if dropout > 0.0:
-        draw_TE = torch.rand(score_TE.shape, generator=generator, device=score_TE.device)
-        score_TE = score_TE.masked_fill(draw_TE < dropout, -torch.inf)
-    return score_TE.topk(top_k, dim=-1).indices
+    return _masked(_wide(logits_TE.detach()), dropout, generator).topk(top_k, dim=-1).indices
 
 
 def weigh(logits_TE: Tensor, expert_TK: Tensor) -> Tensor:
@@ -48,6 +66,13 @@ def negative_entropy(p_BE: Tensor) -> Tensor:
     """
     p_BE = _wide(p_BE)
     return (p_BE * p_BE.clamp_min(torch.finfo(p_BE.dtype).tiny).log()).sum(dim=-1)
+
+
+def _masked(score_TE: Tensor, dropout: float, generator: torch.Generator | None) -> Tensor:
+    if dropout == 0.0:
+        return score_TE
+    draw_TE = torch.rand(score_TE.shape, generator=generator, device=score_TE.device)
+    return score_TE.masked_fill(draw_TE < dropout, -torch.inf)
 
 
 def _wide(x: Tensor) -> Tensor:

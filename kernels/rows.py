@@ -11,6 +11,11 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def runs_triton(x: Tensor) -> bool:
+    """Whether the Triton form serves this tensor: on an accelerator, in a type its tensor cores multiply."""
+    return x.is_cuda and x.dtype != torch.float64
+
+
 def add_rows(sum_SD: Tensor, row_Q: Tensor, x_QD: Tensor) -> None:
     """sum_SD[row_Q[q]] += x_QD[q] in place, in sum's dtype; equal bits on every run."""
     x_QD = x_QD.to(sum_SD.dtype)

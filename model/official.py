@@ -37,12 +37,10 @@ class RoundedRouter(Router):
     def _logits(self, x_BTD: Tensor) -> Tensor:
         return super()._logits(x_BTD).float()
 
-    def _weigh(self, logits_NME: Tensor, expert_NMK: Tensor) -> Tensor:
+    def _route(self, logits_BTME: Tensor, chosen: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+        expert, _, _ = super()._route(logits_BTME, chosen, generator)
         # All scores first, then the chosen: the last bit of a vectorised sigmoid depends on a number's place in memory.
-        return logits_NME.sigmoid().gather(-1, expert_NMK)
-
-    def _statistic(self, logits_BTME: Tensor) -> Tensor:
-        return logits_BTME
+        return expert, logits_BTME.sigmoid().gather(-1, expert), logits_BTME
 
 
 class OfficialBalance(BalanceSums):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.router import select, softmax_sum, weigh
+from kernels.router import route
 from model.errors import ModelError
 
 Record = dict[str, Any]
@@ -48,27 +48,21 @@ class Router(nn.Module):
         """
         n_tokens, routers = x_BTD.shape[0] * x_BTD.shape[1], self.heads or 1
         logits_BTME = self._logits(x_BTD).view(*x_BTD.shape[:2], routers, self.n_experts)
-        logits_NME = logits_BTME.flatten(0, 1)
         kept = (n_tokens, self.top_k) if self.heads is None else (n_tokens, routers, self.top_k)
-        generator = self._dropout_generator()
-        if self.name not in record:
-            dropout = self.dropout if self.training else 0.0
-            record[self.name] = select(logits_NME, self.top_k, dropout, generator).view(kept)
-        expert = record[self.name]
-        if expert.shape != kept:
-            raise ModelError(f"records: '{self.name}' has choices of shape {list(expert.shape)}, this batch needs {list(kept)}")
-        expert_NMK = expert.view(n_tokens, routers, self.top_k)
-        return Routing(expert_NMK, self._weigh(logits_NME, expert_NMK), self._statistic(logits_BTME))
+        chosen = record.get(self.name)
+        if chosen is not None and chosen.shape != kept:
+            raise ModelError(f"records: '{self.name}' has choices of shape {list(chosen.shape)}, this batch needs {list(kept)}")
+        chosen_BTMK = None if chosen is None else chosen.view(*logits_BTME.shape[:3], self.top_k)
+        expert_BTMK, weight_BTMK, statistic = self._route(logits_BTME, chosen_BTMK, self._dropout_generator())
+        record.setdefault(self.name, expert_BTMK.reshape(kept))
+        return Routing(expert_BTMK.flatten(0, 1), weight_BTMK.flatten(0, 1), statistic)
 
     def _logits(self, x_BTD: Tensor) -> Tensor:
         wide = torch.promote_types(x_BTD.dtype, torch.float32)
         return F.linear(x_BTD.to(wide), self.weight.to(wide))
 
-    def _weigh(self, logits_NME: Tensor, expert_NMK: Tensor) -> Tensor:
-        return weigh(logits_NME, expert_NMK)
-
-    def _statistic(self, logits_BTME: Tensor) -> Tensor:
-        return softmax_sum(logits_BTME.transpose(1, 2))
+    def _route(self, logits_BTME: Tensor, chosen: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+        return route(logits_BTME, self.top_k, chosen, self.dropout if self.training else 0.0, generator)
 
     def _dropout_generator(self) -> torch.Generator | None:
         # One number is drawn whether or not the choice is made here: a recomputation that takes its choices from the

@@ -1,6 +1,7 @@
-"""Run a job through 200 seeded faults and compare it with the same job undisturbed; arguments as of bench faults.
+"""Long counts: a job through 200 seeded faults beside the same job undisturbed; `soak kernels`: 200 drawn shapes of every kernel.
 
-It takes forty minutes on two cores. --faults N makes it shorter, --log FILE keeps the report.
+The faults take forty minutes on two cores, the kernels half an hour. --faults N or --shapes N makes it shorter, --log FILE keeps the
+report; other arguments as of bench faults.
 """
 
 from __future__ import annotations
@@ -10,7 +11,11 @@ FAULTS = 200
 
 
 def run(words: list[str]) -> int:
-    """`bench faults` at full length; returns 1 where a sample or a loss differs."""
-    from benchmarks.faults import main
+    """Returns 1 where a sample or a loss differs, or a kernel is off."""
+    if words[:1] == ["kernels"]:
+        from benchmarks import soak_kernels
 
-    return main(["--faults", str(FAULTS), *words])
+        return soak_kernels.main(words[1:])
+    from benchmarks import faults
+
+    return faults.main(["--faults", str(FAULTS), *words])

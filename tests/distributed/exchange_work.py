@@ -74,6 +74,7 @@ def visit(
 
     def bank(work: ExpertWork) -> Tensor:
         note("experts")
+        assert (work.row_Q.diff() >= 0).all(), "kernels are promised routes in the order of their rows"
         y_SD = expert_mlp(work.x_SD, work.row_Q, work.expert_Q, work.weight_Q, weights["up"], weights["down"])
         if y_SD.requires_grad:
             y_SD.register_hook(lambda _: note("experts backward"))

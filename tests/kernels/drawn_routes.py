@@ -21,11 +21,11 @@ loads = st.sampled_from(["even", "one expert has all", "first experts empty", "n
 
 
 def draw(seed: int, load: str, n_routes: int, n_experts: int, n_rows: int) -> tuple[Tensor, Tensor]:
-    """(row_Q, expert_Q) of `n_routes` routes, in random order, with the given load."""
+    """(row_Q, expert_Q) of `n_routes` routes in the order of their rows, with the given load; some rows have none."""
     generator = torch.Generator().manual_seed(seed)
     if load == "no routes" or n_rows == 0:
         n_routes = 0
-    row_Q = torch.randint(max(n_rows, 1), (n_routes,), generator=generator)
+    row_Q = torch.randint(max(n_rows, 1), (n_routes,), generator=generator).sort().values
     first = {"one expert has all": n_experts - 1, "first experts empty": n_experts // 2}.get(load, 0)
     return row_Q, torch.randint(first, n_experts, (n_routes,), generator=generator)
 

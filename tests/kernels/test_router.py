@@ -8,7 +8,7 @@ import pytest
 import torch
 from drawn_routes import normal
 
-from kernels.router import negative_entropy, select, softmax_sum, weigh
+from kernels.router import negative_entropy, route, select, softmax_sum, weigh
 
 
 def test_select_takes_the_best_scores():
@@ -67,3 +67,13 @@ def test_entropy_equals_definition_with_gradient():
     assert torch.autograd.gradcheck(lambda logits: negative_entropy(softmax_sum(logits) / 9), [logits_BTE])
     p_BE = torch.softmax(logits_BTE.detach(), -1).mean(1)
     torch.testing.assert_close(negative_entropy(softmax_sum(logits_BTE) / 9), (p_BE * p_BE.log()).sum(-1), rtol=1e-13, atol=0)
+
+
+def test_route_is_the_three_together_and_obeys_choices():
+    logits_BTME = normal(6, 2, 5, 3, 7, dtype=torch.float64)
+    expert, weight, softmax_sum_BME = route(logits_BTME, 2)
+    assert torch.equal(expert, select(logits_BTME, 2)) and torch.equal(weight, weigh(logits_BTME, expert))
+    assert torch.equal(softmax_sum_BME, softmax_sum(logits_BTME.transpose(1, 2)))
+    other = (expert + 1) % 7
+    obeyed, weight, _ = route(logits_BTME, 2, chosen=other, dropout=0.9)
+    assert torch.equal(obeyed, other) and torch.equal(weight, weigh(logits_BTME, other))

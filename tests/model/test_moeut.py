@@ -75,7 +75,7 @@ def test_recomputation_repeats_dropout_and_choices() -> None:
 def test_a_recomputed_visit_never_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(recompute="visit")
     loss = loss_of(model(tiny_tokens()), tiny_tokens())
-    monkeypatch.setattr("model.router.select", lambda *_: pytest.fail("a choice was made in the backward"))
+    monkeypatch.setattr("kernels.router.select", lambda *_: pytest.fail("a choice was made in the backward"))
     loss.backward()
 
 
