@@ -19,7 +19,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from data_pipeline.baselines import ngram_losses
 from data_pipeline.errors import DataError
@@ -213,11 +212,9 @@ class Trainer:
         inputs_BT, targets_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
         segments_BT = None if self.document_end is None else segments_of(inputs_BT, self.document_end)
         records = self.replay.records(step, ids, self.recipe.model.depth.n_visits)
-        output = self.engine.module(inputs_BT, segments_BT=segments_BT, records=records)
+        output = self.engine.module(inputs_BT, targets_BT=targets_BT, segments_BT=segments_BT, records=records)
         self.replay.keep(step, ids, output.records)
-        logits_NV = output.logits.flatten(0, 1)
-        wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
-        cross_entropy = F.cross_entropy(wide_NV, targets_BT.flatten(), reduction="sum") / self._tokens_per_step
+        cross_entropy = output.cross_entropy / self._tokens_per_step
         return output, cross_entropy, output.balance_B.sum() / self.recipe.train.global_batch
 
     @property

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
+from kernels.linear_cross_entropy import linear_cross_entropy
 from kernels.rows import wide_dtype
 from model.attention import Statistics
 from model.balance import BalanceSums
@@ -39,7 +40,8 @@ class ModelOutput:
     """What a forward gives.
 
     Attributes:
-        logits: [B, T, V] in the model's type.
+        logits: [B, T, V] in the model's type; of no sequences where the cross-entropy was asked for instead.
+        cross_entropy: summed over all tokens, nats, float32 at least; 0 without targets.
         balance_B: weighted regulariser of every sequence, float32 at least; the loss adds its mean.
         balance_loss: mean of `balance_B`, 0 for an empty batch.
         loads: a visit's routes per feed-forward expert, int64 [E], of the tokens given here; empty for dense layers.
@@ -47,6 +49,7 @@ class ModelOutput:
     """
 
     logits: Tensor
+    cross_entropy: Tensor
     balance_B: Tensor
     balance_loss: Tensor
     loads: list[Tensor]
@@ -88,14 +91,16 @@ class MoEUT(nn.Module):
         self,
         tokens_BT: Tensor,
         *,
+        targets_BT: Tensor | None = None,
         segments_BT: Tensor | None = None,
         cache: KVCache | None = None,
         records: list[Record] | None = None,
     ) -> ModelOutput:
-        """Next-token logits and the balance regulariser.
+        """Next-token logits, or their cross-entropy, and the balance regulariser.
 
         Args:
             tokens_BT: int64; B may be 0, which runs through the same exchanges and gives every parameter a zero gradient.
+            targets_BT: int64, the tokens to predict: the cross-entropy is given and no logits are kept.
             segments_BT: document numbers; attention stays inside a document and positions restart with it.
             cache: keys and values of the tokens before these, extended by these.
             records: a dict a visit. Empty ones are filled with the choices made, filled ones are obeyed.
@@ -112,8 +117,15 @@ class MoEUT(nn.Module):
             x_BTD, statistics = self._visit(self.layers[layer], x_BTD, where, visit_cache, records[visit])
             balance.add(layer, statistics)
         balance_B, balance_loss = balance.finish(tokens_BT.shape[0], tokens_BT.shape[1], x_BTD)
-        logits_BTV = self.head(self.final_norm(x_BTD).to(self.head.weight.dtype))
-        return ModelOutput(logits_BTV, balance_B, balance_loss, self._loads(records), records)
+        logits_BTV, cross_entropy = self._read_out(self.final_norm(x_BTD).to(self.head.weight.dtype), targets_BT)
+        return ModelOutput(logits_BTV, cross_entropy, balance_B, balance_loss, self._loads(records), records)
+
+    def _read_out(self, x_BTD: Tensor, targets_BT: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Logits and a cross-entropy of 0, or no logits and the cross-entropy."""
+        if targets_BT is None:
+            return self.head(x_BTD), x_BTD.new_zeros((), dtype=wide_dtype(x_BTD.dtype))
+        nothing = x_BTD.new_empty(0, x_BTD.shape[1], self.config.vocab_size)
+        return nothing, linear_cross_entropy(x_BTD.flatten(0, 1), self.head.weight, self.head.bias, targets_BT.flatten())
 
     def init_parameters(self, seed: int) -> MoEUT:
         """Draw all parameters anew (arXiv 2405.16039, appendix): values depend on `seed` and names, not on the layout."""

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from engine_work import state, train_config
 from torch import Tensor
 
@@ -37,9 +36,8 @@ def tokens(ids: list[int], step: int) -> Tensor:
 
 def share_of_loss(model: Any, tokens_BT: Tensor, records: Any) -> tuple[Tensor, Any]:
     """This micro-batch's part of the global loss, and the choices it took."""
-    output = model(tokens_BT[:, :-1], records=records)
-    cross_entropy = F.cross_entropy(output.logits.flatten(0, 1), tokens_BT[:, 1:].flatten(), reduction="sum")
-    return cross_entropy / (GLOBAL_BATCH * LENGTH) + output.balance_B.sum() / GLOBAL_BATCH, output.records
+    output = model(tokens_BT[:, :-1], targets_BT=tokens_BT[:, 1:], records=records)
+    return output.cross_entropy / (GLOBAL_BATCH * LENGTH) + output.balance_B.sum() / GLOBAL_BATCH, output.records
 
 
 def train(choices: str, record: bool, steps: int, accumulate: int, expert_parallel: int = 1, **settings: Any) -> dict[str, Any]:
