@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
         for target, figure in figures.items():
             print(f"{name:<44}{target:>8}{figure['registers']:>11}{figure['spilled']:>9}{figure['shared']:>9}")
     if args.write:
-        TABLE.write_text(json.dumps(table, indent=1) + "\n")
+        TABLE.write_text(json.dumps({"triton": triton.__version__, "launches": table}, indent=1) + "\n")
     return int(any(figures["sm_90"]["spilled"] for figures in table.values()))
 
 

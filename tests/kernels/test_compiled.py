@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import triton
+
 TABLE_NAME = "benchmarks/compiled.json"
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,5 +22,6 @@ def test_registers_spills_and_shared_memory_are_as_in_the_table() -> None:
     done = subprocess.run([sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-2000:]
     found, table = json.loads(done.stdout.splitlines()[-1]), json.loads((ROOT / TABLE_NAME).read_text())
-    assert found == table, "after a change that is meant: ./launch.sh bench compiled --write"
-    assert all(figures["sm_90"]["spilled"] == 0 for figures in found.values())
+    assert found and all(figures["sm_90"]["spilled"] == 0 for figures in found.values())
+    if table["triton"] == triton.__version__:  # another compiler gives other registers
+        assert found == table["launches"], "after a change that is meant: ./launch.sh bench compiled --write"
