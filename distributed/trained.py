@@ -8,7 +8,7 @@ import torch
 
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 from distributed.build import build_model
-from distributed.checkpoint import Storage, chosen, list_checkpoints, load_parameters
+from distributed.checkpoint import Checkpoint, Storage, chosen, list_checkpoints, load_parameters
 from distributed.errors import RunError
 from distributed.persistence import storage_of
 from distributed.recipe import Recipe
@@ -40,10 +40,14 @@ def load_trained(run: RunFolder, step: int | None = None) -> Trained:
     """
     recipe = run.recipe()
     storage = storage_of(recipe, run)
-    path = chosen(storage, _newest(run, storage) if step is None else step)
+
+    def choose() -> Checkpoint:
+        return chosen(storage, _newest(run, storage) if step is None else step)
+
+    choose()  # a mistake is answered before the model is built
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build_model(recipe, Topology(0, 1, 0, 1, device, "none", None, None, None))
-    manifest = load_parameters(path, model)
+    manifest = load_parameters(choose(), model)  # anew: meanwhile a run at work may have deleted the first choice
     return Trained(model.eval(), recipe, load_tokenizer(data_folder(recipe)), device, manifest.step)
 
 

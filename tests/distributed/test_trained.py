@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from metrics_work import lone
 from data_pipeline.prepare import prepare
 from data_pipeline.tokenizer import load_tokenizer
 from data_pipeline.windows import Windows
+from distributed import trained
 from distributed.build import build_model
 from distributed.checkpoint import Meta, save
 from distributed.engine_plain import PlainEngine
@@ -85,6 +88,24 @@ def test_the_newest_checkpoint_is_taken_unless_told(run: RunFolder) -> None:
     assert not newest.model.training
 
 
+def test_a_checkpoint_that_a_run_at_work_deletes_meanwhile_is_not_missed(
+    tmp_path: Path, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(run.path, tmp_path / "at-work")
+    at_work = RunFolder(tmp_path / "at-work")
+    newest, older = (at_work.checkpoints / name for name in ("step-00000002", "step-00000001"))
+    newest.rename(tmp_path / "later")
+    build = trained.build_model
+
+    def built(*arguments: Any) -> Any:
+        (tmp_path / "later").rename(newest)  # the run commits the next one and deletes what was the newest
+        shutil.rmtree(older)
+        return build(*arguments)
+
+    monkeypatch.setattr(trained, "build_model", built)
+    assert load_trained(at_work).step == 2
+
+
 def test_figures_of_every_source_and_of_all(run: RunFolder) -> None:
     result = evaluate_run(run)
     assert (result["run"], result["step"], result["protocol"]) == ("small", 2, "tail")
@@ -99,9 +120,9 @@ def test_figures_of_every_source_and_of_all(run: RunFolder) -> None:
 
 
 def test_every_token_but_the_first_is_scored(run: RunFolder) -> None:
-    trained = load_trained(run)
-    windows = Windows(data_folder(trained.recipe), "held_out", "hills")
-    result = held_out_loss(trained.model, windows, 16, CPU)
+    found = load_trained(run)
+    windows = Windows(data_folder(found.recipe), "held_out", "hills")
+    result = held_out_loss(found.model, windows, 16, CPU)
     assert result["tokens"] == sum(len(row) - 1 for row in windows.read_ragged(list(windows.ids)))
     assert result["windows"] == len(windows)
 
@@ -128,12 +149,12 @@ def test_the_same_seed_writes_the_same_text(run: RunFolder) -> None:
 
 
 def test_the_likeliest_text_is_that_of_the_model_without_a_cache(run: RunFolder) -> None:
-    trained = load_trained(run)
-    tokens = trained.tokenizer.encode("the sea")
+    found = load_trained(run)
+    tokens = found.tokenizer.encode("the sea")
     with torch.no_grad():
         for _ in range(6):
-            tokens.append(int(trained.model(torch.tensor([tokens])).logits[0, -1].argmax()))
-    expected = load_tokenizer(data_folder(trained.recipe)).decode(tokens)
+            tokens.append(int(found.model(torch.tensor([tokens])).logits[0, -1].argmax()))
+    expected = load_tokenizer(data_folder(found.recipe)).decode(tokens)
     assert generate_text(run, "the sea", max_new=6, temperature=0.0, top_k=None, seed=0) == expected
 
 
