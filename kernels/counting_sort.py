@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.routes import sort_routes_reference
+
 BLOCK = 128
 SCAN_BLOCKS, SCAN_EXPERTS = 64, 32
 
@@ -58,10 +60,9 @@ def counting_sort(expert_Q: Tensor, n_experts: int, tile_rows: int) -> Plan:
 
 def counting_sort_reference(expert_Q: Tensor, n_experts: int, tile_rows: int) -> Plan:
     """`counting_sort`, an expert at a time."""
-    runs = [(expert_Q == expert).nonzero().flatten() for expert in range(n_experts)]
-    count_E = torch.tensor([len(run) for run in runs], dtype=torch.int64, device=expert_Q.device)
-    tile_ends_E = ((count_E + tile_rows - 1) // tile_rows).cumsum(0)
-    return Plan(torch.cat(runs), count_E.cumsum(0), tile_ends_E, tile_rows)
+    order_Q, ends_E = sort_routes_reference(expert_Q, n_experts)
+    count_E = ends_E.diff(prepend=ends_E.new_zeros(1))
+    return Plan(order_Q, ends_E, ((count_E + tile_rows - 1) // tile_rows).cumsum(0), tile_rows)
 
 
 @triton.jit(do_not_specialize=["n_routes"])

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.counting_sort import Plan
+from kernels.tiles import sum_type
 
 
 def expert_outer_products(
@@ -44,7 +45,7 @@ def expert_outer_products(
         BLOCK_IN=block_in,
         BLOCK_OUT=block_out,
         BLOCK_N=64 if x_SD.dtype.itemsize <= 2 else 32,
-        SUM=tl.float64 if x_SD.dtype == torch.float64 else tl.float32,
+        SUM=sum_type(x_SD.dtype),
         num_warps=8 if block_in * block_out >= 128 * 128 else 4,
         num_stages=3,
     )

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.counting_sort import Plan
-from kernels.tiles import expert_of, routes_of
+from kernels.tiles import expert_of, routes_of, sum_type
 
 
 class Dot(NamedTuple):
@@ -85,7 +85,7 @@ def gather_matmul(
         BLOCK_M=plan.tile_rows,
         BLOCK_IN=block_in,
         BLOCK_OUT=block_out,
-        SUM=tl.float64 if x_SD.dtype == torch.float64 else tl.float32,
+        SUM=sum_type(x_SD.dtype),
         num_warps=8 if plan.tile_rows >= 128 else 4,
         num_stages=3,
     )

@@ -45,9 +45,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         rows = max(64, ENTRIES_A_CHUNK[x_ND.device.type] // w_VD.shape[0])
         data_VD, bias_V = w_VD.to(dtype), b_V.to(dtype)
         loss = torch.zeros((), dtype=wide, device=x_ND.device)
-        dx_ND = torch.empty_like(x_ND, memory_format=torch.contiguous_format)
-        dw_VD, db_V = torch.zeros_like(w_VD, dtype=wide), torch.zeros_like(b_V, dtype=wide)
-        for x_CD, target_C, dx_CD in zip(x_ND.split(rows), target_N.split(rows), dx_ND.split(rows), strict=True):
+        if wanted:
+            dx_ND = torch.empty_like(x_ND, memory_format=torch.contiguous_format)
+            dw_VD, db_V = torch.zeros_like(w_VD, dtype=wide), torch.zeros_like(b_V, dtype=wide)
+        for number, (x_CD, target_C) in enumerate(zip(x_ND.split(rows), target_N.split(rows), strict=True)):
             data_CD = x_CD.to(dtype)
             logits_CV = torch.addmm(bias_V, data_CD, data_VD.t()).to(wide)
             log_sum_C1 = logits_CV.logsumexp(1, keepdim=True)
@@ -57,7 +58,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 dlogits_CV.scatter_add_(1, target_C[:, None], dlogits_CV.new_full((len(target_C), 1), -1.0))
                 db_V += dlogits_CV.sum(0)
                 narrow_CV = dlogits_CV.to(dtype)
-                dx_CD.copy_(narrow_CV @ data_VD)
+                dx_ND[number * rows : (number + 1) * rows] = narrow_CV @ data_VD
                 dw_VD += narrow_CV.t() @ data_CD
         if wanted:
             ctx.save_for_backward(dx_ND, dw_VD.to(w_VD.dtype), db_V.to(b_V.dtype))

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.router import softmax_sum, weigh
+
 TILE_ENTRIES = 2048
 """Logits that one program holds."""
 
@@ -39,7 +41,7 @@ def route_reference(
     """`route_triton` by torch's operators, in the logits' type."""
     scores = logits_BTME.detach() if scores_BTME is None else scores_BTME
     expert = scores.sort(dim=-1, descending=True, stable=True).indices[..., :top_k] if chosen is None else chosen
-    return expert, torch.sigmoid(logits_BTME.gather(-1, expert)), torch.softmax(logits_BTME, dim=-1).sum(1)
+    return expert, weigh(logits_BTME, expert), softmax_sum(logits_BTME.transpose(1, 2))
 
 
 @torch.library.custom_op("mootron::route", mutates_args=())

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.tiles import sum_type
+
 
 def sum_by_row(x_QD: Tensor, ends_S: Tensor) -> Tensor:
     """y_SD[s] = sum of rows ends_S[s-1]..ends_S[s]-1 of `x_QD`, added in at least float32, in x's dtype; zeros without routes."""
@@ -21,7 +23,7 @@ def sum_by_row(x_QD: Tensor, ends_S: Tensor) -> Tensor:
         return y_SD
     block = min(1024, max(16, triton.next_power_of_2(width)))
     grid = (n_rows, triton.cdiv(width, block))
-    _sum_by_row[grid](x_QD, y_SD, ends_S, width, *x_QD.stride(), BLOCK=block, SUM=tl.float64 if x_QD.dtype == torch.float64 else tl.float32)
+    _sum_by_row[grid](x_QD, y_SD, ends_S, width, *x_QD.stride(), BLOCK=block, SUM=sum_type(x_QD.dtype))
     return y_SD
 
 

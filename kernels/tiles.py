@@ -12,6 +12,11 @@ def tile_rows(dtype: torch.dtype) -> int:
     return 128 if dtype.itemsize <= 2 else 32
 
 
+def sum_type(dtype: torch.dtype) -> tl.dtype:
+    """What products of this type are added in."""
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
 @triton.jit
 def expert_of(tile: tl.tensor, tile_ends_ptr: tl.tensor, n_experts: tl.tensor, EXPERTS: tl.constexpr) -> tl.tensor:
     """The expert whose tile this is; `n_experts` for a tile past the last one."""

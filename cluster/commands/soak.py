@@ -1,7 +1,7 @@
 """Long counts: a job through 200 seeded faults beside the same job undisturbed; `soak kernels`: 200 drawn shapes of every kernel.
 
-The faults take forty minutes on two cores, the kernels half an hour. --faults N or --shapes N makes it shorter, --log FILE keeps the
-report; other arguments as of bench faults.
+The faults take forty minutes on two cores, the kernels a quarter of an hour. --faults N or --shapes N makes it shorter, --log FILE keeps
+the report; other arguments as of bench faults.
 """
 
 from __future__ import annotations
