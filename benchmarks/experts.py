@@ -4,7 +4,8 @@
 
 Two processes (one a GPU where there are any), expert parallelism over both, forward and backward of one layer: d_model
 416, 156 experts of width 128, 12 a token. In every round each layer runs once, between barriers, in the same processes;
-figures are medians over the rounds, ratios medians of the rounds' ratios. One thread a process.
+figures are medians over the rounds, ratios medians of the rounds' ratios. One thread a process. Then the same layer, visited
+several times a step, with tokens moving and with weights moving (`expert_parallel.move`), and where the two cross.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from benchmarks import experts_crossing
 from benchmarks.expert_layers import Layer, Setting, build_layers
 from distributed.exchange import TokenExchange
 from distributed.topology import Topology, close_topology, init_topology
@@ -28,6 +30,7 @@ from kernels.grouped_matmul import arithmetic_dtype
 from model.config import SigmaMoEConfig
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+CROSSING = [32, 128, 512, 2048]
 WARM_UP_ROUNDS = 2
 OURS_OVER_DENSE_BAR = 8.0
 DEEPSPEED_OVER_OURS_BAR = 2.0
@@ -46,6 +49,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, nargs="+", default=[512, 2048], help="tokens a rank (default: 512 2048)")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), help="default: bf16 fp32")
     parser.add_argument("--rounds", type=int, default=9, help="timed rounds (default: 9)")
+    parser.add_argument("--crossing", type=int, nargs="*", default=CROSSING, help="tokens a rank at which both ways are timed; empty: none")
+    parser.add_argument("--visits", type=int, default=8, help="visits of the layer in that (default: 8)")
     parser.add_argument("--d-model", type=int, default=416)
     parser.add_argument("--n-experts", type=int, default=156)
     parser.add_argument("--top-k", type=int, default=12)
@@ -77,6 +82,11 @@ def _rank(rank: int, workers: int, port: int, arguments: argparse.Namespace, mis
         sent = bytes_sent(layers["mootron"], setting, topology)
         if rank == 0:
             n_missed += _report(setting, topology, times, sent)
+    if arguments.crossing:
+        dtype = torch.bfloat16 if topology.device.type == "cuda" else torch.float32
+        points = experts_crossing.measure(arguments.crossing, arguments.d_model, experts, arguments.visits, dtype, topology)
+        if rank == 0:
+            experts_crossing.report(points, arguments.visits, dtype)
     if rank == 0:
         missed.put(n_missed)
     close_topology(topology)

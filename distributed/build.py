@@ -9,6 +9,7 @@ import torch
 from distributed.exchange import TokenExchange
 from distributed.recipe import Recipe
 from distributed.topology import Topology
+from distributed.weight_exchange import WeightExchange
 from model.config import SwitchHeadConfig
 from model.exchange import Exchange, LocalExchange
 from model.moeut import MoEUT
@@ -30,9 +31,17 @@ def _computes_bf16(device: torch.device) -> bool:
 
 
 def build_exchange(recipe: Recipe, topology: Topology) -> Exchange:
-    """Where the feed-forward experts live: all here, or spread over the expert-parallel group."""
+    """Where the feed-forward experts live: all here, or spread over the expert-parallel group, and what moves there.
+
+    Raises:
+        ValueError: `expert_parallel.move` is still `auto`: `distributed.move.settle_move` decides.
+    """
     if topology.expert_parallel == 1:
         return LocalExchange()
+    if recipe.expert_parallel.move == "auto":
+        raise ValueError("expert_parallel.move is 'auto'; settle it first")
+    if recipe.expert_parallel.move == "weights":
+        return WeightExchange(topology)
     overlap = recipe.expert_parallel.overlap
     in_two = topology.device.type != "cpu" if overlap is None else overlap
     return TokenExchange(topology, parts=2 if in_two else 1)

@@ -17,11 +17,15 @@ from distributed.errors import RunError
 from distributed.fragment import Fragment
 from distributed.recipe import TrainConfig
 from distributed.topology import Topology
+from model.exchange import Exchange
 from model.sharding import Box
 
 
 class ShardedModel(Protocol):
-    """What an engine asks of a module: which parameters are partitioned, and where each lies in its global tensor."""
+    """What an engine asks of a module: which parameters are partitioned, where each lies in its global tensor, and whom to tell
+    of backwards and of changed weights."""
+
+    exchanges: list[Exchange]
 
     def boxes(self) -> dict[str, Box]: ...
 

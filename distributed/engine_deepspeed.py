@@ -35,7 +35,7 @@ class DeepSpeedEngine:
 
     def __init__(self, model: Any, train: TrainConfig, topology: Topology) -> None:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-        self._boxes = model.boxes()
+        self._boxes, self._exchanges = model.boxes(), model.exchanges
         self._parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
         handed, groups = _hand_over(model, self._parameters, topology)
         optimizer = build_optimizer(groups, train)
@@ -51,6 +51,8 @@ class DeepSpeedEngine:
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Backward; after the last micro-batch (stage 2: after each) gradients are summed over the ranks."""
+        for exchange in self._exchanges:
+            exchange.before_backward(last)
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss)
 
@@ -58,6 +60,7 @@ class DeepSpeedEngine:
         """Clip, update this rank's partition, gather the parameters."""
         self._zero.set_lr(lr)
         self._engine.step()
+        self._tell_of_change()
         skipped = bool(self._zero.overflow)
         if not skipped:
             self.applied_steps += 1
@@ -73,6 +76,11 @@ class DeepSpeedEngine:
         self.applied_steps = applied_steps
         set_step_counter(self._zero.optimizer, applied_steps)
         self._zero.update_lp_params()
+        self._tell_of_change()
+
+    def _tell_of_change(self) -> None:
+        for exchange in self._exchanges:
+            exchange.weights_changed()
 
     def _fragment(self, name: str, parameter: nn.Parameter) -> Fragment | None:
         mapping = getattr(parameter, "_hp_mapping", None)  # absent where a rank owns no expert

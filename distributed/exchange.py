@@ -50,6 +50,20 @@ class TokenExchange:
         bounds = owner_bounds(n_experts, self.size)
         return range(bounds[self.rank], bounds[self.rank + 1])
 
+    def served(self, n_experts: int) -> range:
+        """Those owned: tokens come to them."""
+        return self.owned(n_experts)
+
+    def gather(self, weight: Tensor, n_experts: int) -> Tensor:
+        """The weights stay where they are."""
+        return weight
+
+    def before_backward(self, last: bool) -> None:
+        """Nothing waits for it."""
+
+    def weights_changed(self) -> None:
+        """No copy was kept."""
+
     def dispatch(self, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor, n_experts: int, record: dict[str, Any]) -> Dispatched:
         """Send every token once to each rank that owns one of its experts; `wait()` gives `ExpertWork`.
 

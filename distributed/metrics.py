@@ -161,9 +161,12 @@ class Metrics:
         )
 
     def _routes_by_rank(self, loads_VE: Tensor) -> Tensor:
-        """[W, V]: where this rank's routes go, in the rows of its expert-parallel group."""
+        """[W, V]: where this rank's routes are computed: in the rows of its expert-parallel group, or here if weights move."""
         topology = self._topology
         routes_WV = torch.zeros(topology.world, loads_VE.shape[0], dtype=torch.float64, device=loads_VE.device)
+        if self._recipe.expert_parallel.move == "weights":
+            routes_WV[topology.rank] = loads_VE.sum(dim=1).double()
+            return routes_WV
         first = topology.rank // topology.expert_parallel * topology.expert_parallel
         routes_WV[first : first + topology.expert_parallel] = routes_by_owner(loads_VE, topology.expert_parallel).T.double()
         return routes_WV

@@ -51,12 +51,15 @@ class ExpertParallelConfig(Strict):
 
     `attention` partitions SwitchHead's experts too. `overlap` cuts a batch in two halves, so that one travels while the
     experts work on the other; `null` does so on accelerators only, since on a CPU the same cores do both.
+
+    `move`: `tokens` go to their experts' owners and back; or `weights` come to the tokens, gathered once a step and kept over all
+    visits, which takes memory for whole banks and their gradients; `auto` tries both on the run's ranks before the first step.
     """
 
     size: int = Field(default=1, ge=1)
     attention: bool = False
     overlap: bool | None = None
-    move: Literal["tokens"] = "tokens"
+    move: Literal["tokens", "weights", "auto"] = "tokens"
 
 
 class RouterConfig(Strict):

@@ -35,6 +35,7 @@ from distributed.errors import RunError
 from distributed.evaluate import held_out_loss
 from distributed.guard import Guard, Trouble
 from distributed.metrics import Metrics
+from distributed.move import settle_move
 from distributed.persistence import Persistence
 from distributed.recipe import Recipe
 from distributed.reduction import sum_over_ranks
@@ -87,7 +88,8 @@ class Trainer:
     metrics: Metrics
 
     def __init__(self, recipe: Recipe, run: RunFolder, topology: Topology) -> None:
-        self.recipe, self.run, self.topology = recipe, run, topology
+        self.recipe = recipe = settle_move(recipe, run, topology)
+        self.run, self.topology = run, topology
         self.clock = StepClock(topology.device)
         self.data_folder = data_folder(recipe)
         self.manifest = check(self.data_folder, recipe.data)

@@ -19,10 +19,15 @@ class ExpertBank(nn.Module):
 
     def __init__(self, exchange: Exchange, n_experts: int, d_in: int, d_out: int) -> None:
         super().__init__()
-        self.owned = exchange.owned(n_experts)
+        self.exchange, self.n_experts = exchange, n_experts
+        self.owned, self.served = exchange.owned(n_experts), exchange.served(n_experts)
         self.partitioned = exchange.size > 1
         self.global_shape = (n_experts, d_in, d_out)
         self.weight = nn.Parameter(torch.empty(len(self.owned), d_in, d_out))
+
+    def gathered(self) -> Tensor:
+        """The experts that routes may name here, [served, d_in, d_out]."""
+        return self.exchange.gather(self.weight, self.n_experts)
 
     def box(self) -> Box:
         """Where `weight` lies in the bank over all experts."""

@@ -1,8 +1,8 @@
-"""How tokens reach the experts they chose: the seam between a model and where its experts live.
+"""How tokens and the experts they chose meet: the seam between a model and where its experts live.
 
 A model never asks for a rank. It hands tokens and their choices to an `Exchange`, runs the experts it was given, and
 hands the results back. `LocalExchange` is the form of one process: every expert is here and nothing moves.
-`distributed.exchange` holds the form that moves tokens between processes.
+`distributed.exchange` moves tokens to the experts' owners, `distributed.weight_exchange` brings the experts to the tokens.
 
 Shape suffixes: T tokens of this rank, K experts a token chose, S rows received, Q routes (row, expert) to compute here,
 D model width, E experts in all.
@@ -23,7 +23,7 @@ from torch import Tensor
 class ExpertWork:
     """Rows for the experts of this rank: route q sends row `row_Q[q]` to local expert `expert_Q[q]`.
 
-    `weight_Q` is differentiable; `expert_Q` counts from the first expert owned here. Routes are in no special order.
+    `weight_Q` is differentiable; `expert_Q` counts from the first expert served here. Routes are in the order of their rows.
     """
 
     x_SD: Tensor
@@ -39,7 +39,7 @@ class Handle(Protocol):
 
 
 class Exchange(Protocol):
-    """Moves tokens to the ranks that own their experts and brings one summed vector a token back."""
+    """Brings tokens and experts together, and gives one summed vector a token back."""
 
     parts: int
     """In how many parts a batch is cut so that the dispatch of one runs under the experts of another."""
@@ -49,6 +49,22 @@ class Exchange(Protocol):
 
     def owned(self, n_experts: int) -> range:
         """Global numbers of the experts that live on this rank (may be empty)."""
+        ...
+
+    def served(self, n_experts: int) -> range:
+        """Global numbers of the experts that routes dispatched to this rank may name."""
+        ...
+
+    def gather(self, weight: Tensor, n_experts: int) -> Tensor:
+        """The matrices of the experts served here, from the parameter that holds those owned here; differentiable."""
+        ...
+
+    def before_backward(self, last: bool) -> None:
+        """A backward is about to run; whether it is the last one before the weights change."""
+        ...
+
+    def weights_changed(self) -> None:
+        """The optimizer has stepped, or a checkpoint was loaded."""
         ...
 
     def dispatch(self, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor, n_experts: int, record: dict[str, Any]) -> Handle:
@@ -78,6 +94,18 @@ class LocalExchange:
 
     def owned(self, n_experts: int) -> range:
         return range(n_experts)
+
+    def served(self, n_experts: int) -> range:
+        return self.owned(n_experts)
+
+    def gather(self, weight: Tensor, n_experts: int) -> Tensor:
+        return weight
+
+    def before_backward(self, last: bool) -> None:
+        pass
+
+    def weights_changed(self) -> None:
+        pass
 
     def dispatch(self, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor, n_experts: int, record: dict[str, Any]) -> _Here:
         n_tokens, top_k = expert_TK.shape

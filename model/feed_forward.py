@@ -39,7 +39,8 @@ class SigmaMoE(nn.Module):
         return y.view_as(data_BTD), {"feed_forward": routing.statistic}
 
     def _experts(self, work: ExpertWork) -> Tensor:
-        return expert_mlp(work.x_SD, work.row_Q, work.expert_Q, work.weight_Q, self.up.weight, self.down.weight, self.recompute)
+        banks = self.up.gathered(), self.down.gathered()
+        return expert_mlp(work.x_SD, work.row_Q, work.expert_Q, work.weight_Q, *banks, self.recompute)
 
     def init_rules(self, scale: float) -> Rules:
         """Normals; `down` counts the width of all experts together, and router rows start with equal norms."""

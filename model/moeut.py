@@ -82,6 +82,7 @@ class MoEUT(nn.Module):
         self.balance_sums: type[BalanceSums] = BalanceSums
         self.angle_type: torch.dtype | None = None
         places = (exchange or LocalExchange(), attention_exchange or LocalExchange())
+        self.exchanges: list[Exchange] = list(dict.fromkeys(places))
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.layers = nn.ModuleList(Block(config, *places, recompute == "experts") for _ in range(config.depth.n_layers))
         self.final_norm = LayerNorm(config.d_model)

@@ -64,7 +64,7 @@ class SwitchHead(QueryKeyAttention):
         """[S, D] -> [S, H*d]: head h of a row is the sum over its routes of that head."""
         n_rows = work.x_SD.shape[0]
         by_head_Q = work.row_Q * self.n_heads + self._head(work.expert_Q)
-        y = routed_linear(work.x_SD, self.value.weight, work.row_Q, by_head_Q, work.expert_Q, work.weight_Q, n_rows * self.n_heads)
+        y = routed_linear(work.x_SD, self.value.gathered(), work.row_Q, by_head_Q, work.expert_Q, work.weight_Q, n_rows * self.n_heads)
         return y.view(n_rows, self.n_heads * self.d_head)
 
     def _outputs(self, work: ExpertWork) -> Tensor:
@@ -72,10 +72,10 @@ class SwitchHead(QueryKeyAttention):
         n_rows = work.x_SD.shape[0]
         x = work.x_SD.reshape(n_rows * self.n_heads, self.d_head)
         by_head_Q = work.row_Q * self.n_heads + self._head(work.expert_Q)
-        return routed_linear(x, self.output.weight, by_head_Q, work.row_Q, work.expert_Q, work.weight_Q, n_rows)
+        return routed_linear(x, self.output.gathered(), by_head_Q, work.row_Q, work.expert_Q, work.weight_Q, n_rows)
 
     def _head(self, expert_Q: Tensor) -> Tensor:
-        return (expert_Q + self.value.owned.start) // self.experts_per_head
+        return (expert_Q + self.value.served.start) // self.experts_per_head
 
     def init_rules(self, scale: float) -> Rules:
         """Normals; the output bank counts the width of all heads."""

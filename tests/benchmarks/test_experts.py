@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.expert_layers import Setting, build_layers
 from benchmarks.experts import copies_a_route
+from benchmarks.experts_crossing import Point, crossing
 from distributed.topology import Topology
 from model.config import SigmaMoEConfig
 
@@ -31,3 +32,12 @@ def test_dense_layer_has_the_work_of_the_chosen_experts(monkeypatch):
     assert sizes["dense"] * setting.experts.n_experts == (sizes["mootron"] - router) * setting.experts.top_k
     x_1TD = torch.randn(1, 6, 12)
     assert all(layer.call(x_1TD).shape == x_1TD.shape for layer in layers.values())
+
+
+def test_the_crossing_lies_between_the_points_that_enclose_it():
+    def points(*tokens_seconds: float) -> list[Point]:
+        return [Point(10 ** (1 + n), {"tokens": seconds, "weights": 1.0}, {}) for n, seconds in enumerate(tokens_seconds)]
+
+    assert crossing(points(0.25, 0.5, 2.0)) == pytest.approx(100 * 10**0.5)
+    assert crossing(points(0.1, 0.2, 0.9)) is None
+    assert crossing(points(1.5, 2.0)) is None

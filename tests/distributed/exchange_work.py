@@ -17,7 +17,8 @@ from torch.utils.checkpoint import checkpoint
 from distributed.collectives import recorded_order
 from distributed.exchange import TokenExchange
 from distributed.movement import Movement
-from distributed.topology import init_topology
+from distributed.topology import Topology, init_topology
+from distributed.weight_exchange import WeightExchange
 from kernels.expert_mlp import expert_mlp
 from model.exchange import Exchange, ExpertWork, LocalExchange, run_experts
 
@@ -41,6 +42,8 @@ class Case:
     chosen: int | None = None
     frozen: tuple[int, ...] = ()
     dtype: torch.dtype = torch.float64
+    move: str = "tokens"
+    micro_batches: int = 1
 
 
 def draw(case: Case) -> dict[str, Tensor]:
@@ -75,7 +78,8 @@ def visit(
     def bank(work: ExpertWork) -> Tensor:
         note("experts")
         assert (work.row_Q.diff() >= 0).all(), "kernels are promised routes in the order of their rows"
-        y_SD = expert_mlp(work.x_SD, work.row_Q, work.expert_Q, work.weight_Q, weights["up"], weights["down"])
+        banks = [exchange.gather(weights[name], case.n_experts) for name in ("up", "down")]
+        y_SD = expert_mlp(work.x_SD, work.row_Q, work.expert_Q, work.weight_Q, *banks)
         if y_SD.requires_grad:
             y_SD.register_hook(lambda _: note("experts backward"))
         return y_SD
@@ -93,28 +97,65 @@ def run_visits(
     weights = {name: tensor.clone().requires_grad_() for name, tensor in mine.items()}
     weights["router"].requires_grad_(not frozen)
     x_TD = drawn["x"][rows].clone().requires_grad_(not frozen)
-    y_TD = x_TD
-    for _ in range(case.visits):
-        if case.recompute:
-            y_TD = checkpoint(visit, case, exchange, y_TD, weights, {}, note, use_reentrant=False, early_stop=case.early_stop)
-        else:
-            y_TD = visit(case, exchange, y_TD, weights, {}, note)
-    (y_TD * drawn["target"][rows]).sum().backward()
+    outputs = []
+    for number, part_TD in enumerate(x_TD.tensor_split(case.micro_batches)):
+        y_TD = part_TD
+        for _ in range(case.visits):
+            if case.recompute:
+                y_TD = checkpoint(visit, case, exchange, y_TD, weights, {}, note, use_reentrant=False, early_stop=case.early_stop)
+            else:
+                y_TD = visit(case, exchange, y_TD, weights, {}, note)
+        exchange.before_backward(last=number == case.micro_batches - 1)
+        (y_TD * drawn["target"][rows].tensor_split(case.micro_batches)[number]).sum().backward()
+        outputs.append(y_TD.detach())
     gradients = {f"d_{name}": tensor.grad for name, tensor in weights.items()}
-    return {"y": y_TD.detach(), "d_x": x_TD.grad, **gradients}
+    return {"y": torch.cat(outputs), "d_x": x_TD.grad, **gradients}
 
 
 def partitioned(case: Case) -> dict[str, Any]:
     """This rank's share of the case, and the order of its collectives. Uninitialised memory holds NaN."""
     torch.set_deterministic_debug_mode("error")
     topology = init_topology(len(case.tokens), device="cpu", timeout_seconds=30, use_deepspeed=False)
-    exchange = TokenExchange(topology, case.parts)
+    exchange = _exchange(case, topology)
     first = sum(case.tokens[: topology.rank])
     with recorded_order() as order:
         rows = slice(first, first + case.tokens[topology.rank])
         results = run_visits(case, exchange, rows, order.append, topology.rank in case.frozen)
     left = sum(isinstance(thing, Movement) for thing in gc.get_objects())
     return {**results, "order": order, "left": left, "sent": exchange.traffic.sent, "copies": exchange.traffic.one_copy_an_expert}
+
+
+def _exchange(case: Case, topology: Topology) -> TokenExchange | WeightExchange:
+    return WeightExchange(topology) if case.move == "weights" else TokenExchange(topology, case.parts)
+
+
+def steps_with_weights(weights: tuple[float, ...]) -> list[Any]:
+    """A bank of one expert a rank, all of `weights[step] + rank`, as it is gathered in every step, without and with gradients."""
+    topology = init_topology(2, device="cpu", timeout_seconds=30, use_deepspeed=False)
+    exchange = WeightExchange(topology)
+    bank_OIJ = torch.nn.Parameter(torch.empty(1, 1, 1))
+    seen = []
+    for weight in weights:
+        with torch.no_grad():
+            bank_OIJ.fill_(weight + topology.rank)
+        exchange.weights_changed()
+        with torch.no_grad():
+            seen.append(exchange.gather(bank_OIJ, 2).flatten().tolist())
+        seen.append(exchange.gather(bank_OIJ, 2).flatten().tolist())
+    return seen
+
+
+def gradients_in_a_row(times: int) -> list[float]:
+    """What a bank of ones, one expert a rank, has for a gradient after each of so many last backwards of its sum."""
+    topology = init_topology(2, device="cpu", timeout_seconds=30, use_deepspeed=False)
+    exchange = WeightExchange(topology)
+    bank_OIJ = torch.nn.Parameter(torch.ones(1, 1, 1))
+    seen = []
+    for _ in range(times):
+        exchange.gather(bank_OIJ, 2).sum().backward()
+        assert bank_OIJ.grad is not None
+        seen.append(float(bank_OIJ.grad))
+    return seen
 
 
 def whole(case: Case) -> dict[str, Tensor]:

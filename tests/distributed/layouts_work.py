@@ -13,8 +13,10 @@ from distributed.batching import micro_batches
 from distributed.engine import build_engine
 from distributed.exchange import TokenExchange
 from distributed.replay import ChoiceReader, ChoiceWriter, Replay
-from distributed.topology import init_topology
+from distributed.topology import Topology, init_topology
+from distributed.weight_exchange import WeightExchange
 from model.config import DepthConfig, ModelConfig, SigmaMoEConfig, SwitchHeadConfig
+from model.exchange import Exchange
 from model.moeut import MoEUT
 
 GLOBAL_BATCH, LENGTH, VOCABULARY = 12, 8, 50
@@ -40,14 +42,15 @@ def share_of_loss(model: Any, tokens_BT: Tensor, records: Any) -> tuple[Tensor, 
     return output.cross_entropy / (GLOBAL_BATCH * LENGTH) + output.balance_B.sum() / GLOBAL_BATCH, output.records
 
 
-def train(choices: str, record: bool, steps: int, accumulate: int, expert_parallel: int = 1, **settings: Any) -> dict[str, Any]:
+def train(
+    choices: str, record: bool, steps: int, accumulate: int, expert_parallel: int = 1, move: str = "tokens", **settings: Any
+) -> dict[str, Any]:
     """Losses and gradient norms of `steps` steps and this rank's state; choices go to or come from folder `choices`.
 
     A step has `accumulate` micro-batches, and the exchange as many parts.
     """
     topology = init_topology(expert_parallel, device="cpu", timeout_seconds=60)
-    exchange = TokenExchange(topology, parts=accumulate) if expert_parallel > 1 else None
-    model = MoEUT(CONFIG, exchange).init_parameters(1)
+    model = MoEUT(CONFIG, _exchange(move, topology, parts=accumulate)).init_parameters(1)
     engine = build_engine(model, train_config(**settings), topology)
     folder = Path(choices)
     replay: Replay = ChoiceWriter(folder, topology.rank, topology.world) if record else ChoiceReader(folder, topology.device)
@@ -65,3 +68,9 @@ def train(choices: str, record: bool, steps: int, accumulate: int, expert_parall
         losses.append(total)
         norms.append(engine.step(settings["lr"]).grad_norm)
     return {"losses": losses, "norms": norms, "state": state(engine), "boxes": model.boxes()}
+
+
+def _exchange(move: str, topology: Topology, parts: int) -> Exchange | None:
+    if topology.expert_parallel == 1:
+        return None
+    return WeightExchange(topology) if move == "weights" else TokenExchange(topology, parts)

@@ -24,7 +24,7 @@ STEPS = 3
 TOKENS = 8
 
 
-def recipe(expert_parallel: int = 1, heat_maps_every: int = STEPS) -> Recipe:
+def recipe(expert_parallel: int = 1, heat_maps_every: int = STEPS, move: str = "tokens") -> Recipe:
     """A small recipe with two visits and seven experts."""
     return check_recipe(
         {
@@ -43,7 +43,7 @@ def recipe(expert_parallel: int = 1, heat_maps_every: int = STEPS) -> Recipe:
                 "seq_len": 4,
             },
             "train": {"steps": 12, "global_batch": 4, "micro_batch": 2, "precision": "fp32"},
-            "expert_parallel": {"size": expert_parallel},
+            "expert_parallel": {"size": expert_parallel, "move": move},
             "logging": {"every": STEPS, "heat_maps_every": heat_maps_every},
         },
         "test",
@@ -71,14 +71,16 @@ def loads(rank: int) -> list[torch.Tensor]:
     return [first, torch.tensor([0, 0, 0, 0, 0, 0, 14])]
 
 
-def train(run: RunFolder, topology: Topology, start: int = 0, stop: int = STEPS, skip: int | None = None) -> dict[str, Any]:
+def train(
+    run: RunFolder, topology: Topology, start: int = 0, stop: int = STEPS, skip: int | None = None, move: str = "tokens"
+) -> dict[str, Any]:
     """Steps start+1..stop with one logging at the end; the loss of a step is its number, whatever the world.
 
     Each step takes rank + 1 seconds of forward, of which half in the experts.
     """
     hand = HandClock()
     clock = StepClock(topology.device, HostTimeline(hand))
-    metrics = Metrics(run, recipe(topology.expert_parallel), topology, 1000.0, [N_EXPERTS] * 2, start, clock)
+    metrics = Metrics(run, recipe(topology.expert_parallel, move=move), topology, 1000.0, [N_EXPERTS] * 2, start, clock)
     for step in range(start + 1, stop + 1):
         with clock.part("forward"):
             hand.seconds += (topology.rank + 1) / 2
@@ -93,6 +95,7 @@ def train(run: RunFolder, topology: Topology, start: int = 0, stop: int = STEPS,
     return metrics.figures
 
 
-def train_rank(folder: str, expert_parallel: int) -> dict[str, Any]:
+def train_rank(folder: str, expert_parallel: int, move: str = "tokens") -> dict[str, Any]:
     """One rank of a world that a launcher made."""
-    return train(RunFolder(Path(folder)), init_topology(expert_parallel, device="cpu", timeout_seconds=30, use_deepspeed=False))
+    topology = init_topology(expert_parallel, device="cpu", timeout_seconds=30, use_deepspeed=False)
+    return train(RunFolder(Path(folder)), topology, move=move)

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from distributed.topology import Topology
+from model.exchange import Exchange
 from model.sharding import Box
 
 
@@ -25,6 +26,7 @@ class SmallModel(nn.Module):
         self.first, self.last = bounds[topology.expert_rank], bounds[topology.expert_rank + 1]
         self.n_experts = n_experts
         self.topology = topology
+        self.exchanges: list[Exchange] = []
         self.mix = nn.Linear(width, width)
         self.out = nn.Linear(width, width, bias=False)
         bank_GDD = torch.randn(n_experts, width, width, generator=generator) * 0.3

@@ -32,9 +32,13 @@ CASES = {
 
 
 def assemble(shares: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Ranks' results as one process has them: tokens and experts concatenated, the replicated router's gradient summed."""
-    joined = {name: torch.cat([share[name] for share in shares]) for name in ("y", "d_x", "d_up", "d_down")}
-    return {**joined, "d_router": torch.stack([share["d_router"] for share in shares]).sum(0)}
+    """Ranks' results as one process has them: tokens and experts concatenated, the replicated router's gradient summed.
+
+    What a rank has no gradient of is left out.
+    """
+    given = [name for name in ("y", "d_x", "d_up", "d_down", "d_router") if all(share[name] is not None for share in shares)]
+    parts = {name: [share[name] for share in shares] for name in given}
+    return {name: torch.stack(tensors).sum(0) if name == "d_router" else torch.cat(tensors) for name, tensors in parts.items()}
 
 
 def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:

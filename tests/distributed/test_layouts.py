@@ -35,7 +35,16 @@ def largest_difference(found: list[float], expected: list[float]) -> float:
 @pytest.mark.parametrize("zero_stage", [1, 2])
 @pytest.mark.parametrize(("world", "expert_parallel"), [(2, 1), (2, 2), (3, 3), (4, 2), (4, 4)])
 def test_any_layout_equals_one_process(pool: Pool, alone: dict[str, Any], world: int, expert_parallel: int, zero_stage: int) -> None:
-    layout: dict[str, Any] = {"expert_parallel": expert_parallel, "zero_stage": zero_stage, "record": False}
+    compare(pool, alone, world, {"expert_parallel": expert_parallel, "zero_stage": zero_stage, "record": False})
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2])
+def test_moving_weights_equals_one_process(pool: Pool, alone: dict[str, Any], zero_stage: int) -> None:
+    """Gathered once a step, with one and two micro-batches; stale weights or a gradient sent twice would part the runs."""
+    compare(pool, alone, 4, {"expert_parallel": 2, "zero_stage": zero_stage, "record": False, "move": "weights"})
+
+
+def compare(pool: Pool, alone: dict[str, Any], world: int, layout: dict[str, Any]) -> None:
     adamw = pool.run(world, "layouts_work:train", choices=alone["adamw choices"], **layout, **ADAMW)
     losses = [sum(result["losses"][step] for result in adamw) for step in range(ADAMW["steps"])]
     assert largest_difference(losses, alone["adamw"][0]["losses"]) <= 1e-5

@@ -75,6 +75,11 @@ def test_ranks_are_reduced_to_the_same_figures(run: RunFolder, pool: Pool, world
     assert figures["load"]["dead_share_by_visit"] == [0.0, 6 / 7]
 
 
+def test_where_weights_move_a_rank_computes_its_own_routes(run: RunFolder, pool: Pool) -> None:
+    figures, _ = pool.run(2, "metrics_work:train_rank", folder=str(run.path), expert_parallel=2, move="weights")
+    assert figures["load"]["rank_imbalance_by_visit"] == [1.0, 1.0]
+
+
 def test_skipped_steps_leave_no_trace_in_the_loss(run: RunFolder) -> None:
     figures = train(run, lone(), skip=2)
     assert figures["loss"] == 2.0

@@ -5,6 +5,7 @@ The checkpoint digests cover masters, moments and random states; metrics and sam
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,22 @@ def test_stopped_and_resumed_twice_across_an_epoch_the_bits_are_equal(home: Path
     assert run(pool, home, stopped, None, resume=True) == ["finished"] * 2
     assert state(home, "stopped", 12) == state(home, "undisturbed", 12)
     assert losses(str(home), "stopped") == losses(str(home), "undisturbed")
+
+
+def test_with_weights_moving_the_losses_are_the_same_and_so_are_the_bits_of_a_resumed_run(home: Path, pool: Pool) -> None:
+    """Micro-batches, validation in between, a stop and a start by a choice that `auto` made once."""
+    tokens, weights, auto = (
+        recipe_values(home) | {"name": name, "expert_parallel": {"size": 2, "move": name}, "validation": {"every": 5, "windows": 8}}
+        for name in ("tokens", "weights", "auto")
+    )
+    for values in (tokens, weights):
+        assert run(pool, home, values, None) == ["finished"] * 2
+    expected = losses(str(home), "tokens")
+    assert losses(str(home), "weights") == pytest.approx(expected, rel=1e-5)
+    assert run(pool, home, auto, 5) == ["stopped"] * 2
+    move = json.loads((home / "runs" / "auto" / "move.json").read_text())["move"]
+    assert run(pool, home, auto, None, resume=True) == ["finished"] * 2
+    assert state(home, "auto", 12) == state(home, move, 12)
 
 
 def test_step_to_sample_ids_is_the_same_in_any_world_and_on_any_hosts(home: Path, pool: Pool) -> None:

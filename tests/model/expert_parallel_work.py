@@ -11,16 +11,17 @@ from torch import Tensor
 from distributed.collectives import recorded_order
 from distributed.exchange import TokenExchange
 from distributed.topology import init_topology
+from distributed.weight_exchange import WeightExchange
 from model.exchange import Exchange
 from model.moeut import MoEUT
 
 
 def run_share(
-    share: tuple[int, ...], partition_attention: bool, recompute: str, kind: str
+    share: tuple[int, ...], partition_attention: bool, recompute: str, kind: str, move: str
 ) -> tuple[dict[str, Tensor], dict[str, int], list[str]]:
     """Gradients of this rank's share[rank] sequences, the first expert of every bank here, and the collectives in order."""
     topology = init_topology(len(share), device="cpu", timeout_seconds=60, use_deepspeed=False)
-    exchange = TokenExchange(topology)
+    exchange = WeightExchange(topology) if move == "weights" else TokenExchange(topology)
     model = _model(exchange, exchange if partition_attention else None, recompute, kind)
     tokens_BT = tiny_tokens(sum(share)).split(list(share))[topology.rank]
     with recorded_order() as order:

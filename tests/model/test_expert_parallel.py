@@ -9,6 +9,7 @@ from pool import Pool
 from tiny_models import relative
 
 
+@pytest.mark.parametrize("move", ["tokens", "weights"])
 @pytest.mark.parametrize(
     ("share", "attention", "recompute", "kind"),
     [
@@ -18,11 +19,12 @@ from tiny_models import relative
         ((0, 1, 1, 2), True, "visit", "gated_expert"),
     ],
 )
-def test_gradients_are_those_of_one_process(pool: Pool, share: tuple[int, ...], attention: bool, recompute: str, kind: str) -> None:
+def test_gradients_are_those_of_one_process(
+    pool: Pool, share: tuple[int, ...], attention: bool, recompute: str, kind: str, move: str
+) -> None:
     """Unequal shares, ranks without tokens, heads cut between ranks, more ranks than flat attention experts."""
-    answers = pool.run(
-        len(share), "expert_parallel_work:run_share", share=share, partition_attention=attention, recompute=recompute, kind=kind
-    )
+    how = {"partition_attention": attention, "recompute": recompute, "kind": kind, "move": move}
+    answers = pool.run(len(share), "expert_parallel_work:run_share", share=share, **how)
     expected = run_whole(sum(share), kind)
     orders = [order for _, _, order in answers]
     assert all(order == orders[0] for order in orders) and orders[0]
