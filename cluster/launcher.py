@@ -65,7 +65,7 @@ def launch(start: Start, lock: RunLock, console: Console) -> int:
     """
     run = start.run
     run.stop_path.unlink(missing_ok=True)
-    run.write_state("starting", **_position(run))
+    run.change_state("starting")
     append_event(run, RunEvent("launched"))
     with StopOnSignal(run, console) as signals:
         while True:
@@ -107,7 +107,7 @@ def go_on(run: RunFolder, recipe: Recipe, code: int, console: Console) -> bool:
     append_event(run, RunEvent("driver lost", host=socket.gethostname(), step=step, reason=how))
     decision = decide(since_launch(read_events(run)), recipe.cluster.max_failures_an_hour, time.time())
     if not decision.go_on:
-        run.write_state("failed", **_position(run), reason=f"the driver was lost: {how}; {decision.reason}")
+        run.change_state("failed", reason=f"the driver was lost: {how}; {decision.reason}")
         return False
     console.print(f"the driver was lost ({how}); another starts", highlight=False)
     return run.wait_unless_stopped(decision.wait_seconds)
@@ -169,7 +169,7 @@ def conclude(run: RunFolder, code: int, console: Console) -> int:
     if code == USER_ERROR:
         raise RunError(state.get("reason", f"the run could not start; see {run.logs / 'driver.log'}"))
     if state["state"] != "failed":
-        run.write_state("failed", **_position(run), reason="the driver was killed")
+        run.change_state("failed", reason="the driver was killed")
         state = run.read_state()
     print(f"mootron: run {run.name} failed: {state.get('reason')}", file=sys.stderr)
     if checkpoint_steps(run):
@@ -187,8 +187,3 @@ def show_summary(run: RunFolder, console: Console) -> None:
         print_summary(run, console)
     except USER_ERRORS as fault:
         console.print(f"run {run.name} finished; no summary: {fault}", soft_wrap=True)
-
-
-def _position(run: RunFolder) -> dict[str, Any]:
-    state = run.read_state()
-    return {name: state[name] for name in ("step", "steps", "loss") if name in state}

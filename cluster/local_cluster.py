@@ -21,7 +21,7 @@ from cluster.errors import ClusterError
 from cluster.network import LOOPBACK, free_port, port_is_free
 from cluster.ray_session import LAPTOP_SWITCH
 from cluster.sizing import WORKERS_WITHOUT_GPU
-from distributed.run_folder import write_atomically
+from data_pipeline.files import write_text
 
 DASHBOARD_PORT = 8265  # Ray's own default
 START_SECONDS = 180.0
@@ -112,7 +112,7 @@ def _token() -> str:
         raise ClusterError(f"{folder} belongs to another user; remove it")
     path = folder / "token"
     if not path.exists():
-        write_atomically(path, secrets.token_hex(32))
+        write_text(path, secrets.token_hex(32), mode=0o600)
     return path.read_text()
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
 
 from cluster.errors import USER_ERRORS
 from cluster.events import RunEvent, append_event, read_events, since_launch
@@ -26,8 +25,6 @@ from cluster.worker import EXPERT_PARALLEL
 from cluster.worker_group import HostUnfit, WorkerGroup
 from distributed.recipe import Recipe
 from distributed.run_folder import RunFolder
-
-NOT_FIGURES = ("state", "time", "reason", "error", "rank")
 
 
 class Supervisor:
@@ -79,7 +76,7 @@ class Supervisor:
     def _run_group(self, layout: Layout) -> str | Failure:
         """Start a group and follow it to its end; its processes are gone when this returns."""
         self.run.regroup_path.unlink(missing_ok=True)
-        self.run.write_state("starting", **{**figures(self.run), "world": layout.world, "expert_parallel": layout.expert_parallel})
+        self.run.change_state("starting", world=layout.world, expert_parallel=layout.expert_parallel)
         append_event(self.run, RunEvent("started", world=layout.world, expert_parallel=layout.expert_parallel))
         began = time.time()
         try:
@@ -192,7 +189,7 @@ class Supervisor:
         """The state of a run whose ranks all gave a result. A group that ended to grow while a stop was asked for has stopped."""
         state = "stopped" if result == "regroup" else result
         if self.run.read_state()["state"] != state:
-            self.run.write_state(state, **figures(self.run))
+            self.run.change_state(state)
         return RESUME_ME if state == "stopped" else DONE
 
     def _fail(self, reason: str, code: int = FAILED) -> int:
@@ -203,9 +200,4 @@ class Supervisor:
 def fail(run: RunFolder, reason: str) -> None:
     """Set the state `failed`, keeping the last figures."""
     print(reason, file=sys.stderr, flush=True)
-    run.write_state("failed", **figures(run), reason=reason)
-
-
-def figures(run: RunFolder) -> dict[str, Any]:
-    """Step, loss, speed and the like, from the last state."""
-    return {name: value for name, value in run.read_state().items() if name not in NOT_FIGURES}
+    run.change_state("failed", reason=reason)

@@ -15,24 +15,24 @@ import numpy as np
 
 
 @contextmanager
-def written_beside(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that takes the name `path` when the block ends without an error."""
+def written_beside(path: Path, mode: int = 0o644) -> Iterator[IO[bytes]]:
+    """A binary file that takes the name `path` when the block ends without an error; others may read it unless `mode` says no."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, mode)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, mode: int = 0o644) -> None:
     """Write a small text file."""
-    with written_beside(path) as file:
+    with written_beside(path, mode) as file:
         file.write(text.encode())
 
 

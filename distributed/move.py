@@ -19,11 +19,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from data_pipeline.files import write_text
 from distributed import collectives
 from distributed.batching import micro_batches
 from distributed.build import build_exchange, choose_dtype
 from distributed.recipe import Recipe
-from distributed.run_folder import RunFolder, write_atomically
+from distributed.run_folder import RunFolder
 from distributed.topology import Topology
 from model.config import DepthConfig, SigmaMoEConfig
 from model.exchange import Exchange
@@ -97,7 +98,7 @@ def _decide(recipe: Recipe, run: RunFolder, topology: Topology) -> Move:
         reason = "experts and exchange of a step: " + ", ".join(f"{name} {1e3 * taken:.1f} ms" for name, taken in seconds.items())
     if topology.rank == 0:
         print(f"expert_parallel.move is auto: {move} move ({reason})", flush=True)
-        write_atomically(run.path / "move.json", json.dumps({"move": move, "layout": layout, "seconds_a_step": seconds, "reason": reason}))
+        write_text(run.path / "move.json", json.dumps({"move": move, "layout": layout, "seconds_a_step": seconds, "reason": reason}))
     return move
 
 

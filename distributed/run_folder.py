@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +27,13 @@ from typing import Any
 
 import yaml
 
+from data_pipeline.files import write_text
 from distributed.errors import RunError
 from distributed.recipe import Recipe
 from distributed.recipe_file import check_recipe
 
 LOOK_SECONDS = 1.0
+NOT_FIGURES = ("state", "time", "reason", "error", "rank")
 STATES = ("starting", "running", "stopping", "stopped", "finished", "failed")
 
 
@@ -50,20 +51,6 @@ def data_folder(recipe: Recipe) -> Path:
     """The prepared data set of a recipe; relative folders lie below the project root."""
     folder = Path(recipe.data.folder)
     return folder if folder.is_absolute() else project_root() / folder
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write beside and rename, so that a reader never sees half a file."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 @dataclass(frozen=True)
@@ -137,7 +124,7 @@ class RunFolder:
         try:
             for folder in (self.path, self.checkpoints, self.tensorboard, self.logs):
                 folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.recipe_path, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+            write_text(self.recipe_path, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
         except OSError as fault:
             raise RunError(f"run folder {self.path} cannot be written: {fault.strerror}; set MOOTRON_HOME to a writable folder") from None
 
@@ -149,11 +136,11 @@ class RunFolder:
         """Replace state.json; `figures` are shown by `status` (step, steps, loss, tokens_per_second, ...)."""
         if state not in STATES:
             raise ValueError(f"state '{state}' is not one of {STATES}")
-        write_atomically(self.path / "state.json", json.dumps({"state": state, "time": time.time(), **figures}))
+        write_text(self.path / "state.json", json.dumps({"state": state, "time": time.time(), **figures}))
 
     def change_state(self, state: str, **figures: Any) -> None:
-        """Write another state and keep the figures of the last one."""
-        kept = {name: value for name, value in self.read_state().items() if name not in ("state", "time")}
+        """Write another state and keep the figures of the last one, but not why it ended."""
+        kept = {name: value for name, value in self.read_state().items() if name not in NOT_FIGURES}
         self.write_state(state, **{**kept, **figures})
 
     def read_state(self) -> dict[str, Any]:

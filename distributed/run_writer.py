@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from data_pipeline.files import write_text
 from distributed.clock import PARTS
 from distributed.figures import Interval, finite, perplexity
 from distributed.goodput import Event, Ledger, account
@@ -21,7 +22,7 @@ from distributed.heat_map import heat_map
 from distributed.json_lines import read_lines
 from distributed.load import relative_load
 from distributed.recipe import Recipe
-from distributed.run_folder import RunFolder, write_atomically
+from distributed.run_folder import RunFolder
 from distributed.tensorboard import Board
 
 LEGEND = (
@@ -137,7 +138,7 @@ def drop_lines_past(run: RunFolder, step: int) -> None:
     if not run.metrics_path.exists():
         return
     kept = [json.dumps(figures) + "\n" for figures in read_lines(run.metrics_path) if figures.get("step", 0) <= step]
-    write_atomically(run.metrics_path, "".join(kept))
+    write_text(run.metrics_path, "".join(kept))
 
 
 def _asked_at(run: RunFolder) -> float:

@@ -10,8 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.files import write_text
 from distributed.errors import RunError
-from distributed.run_folder import RunFolder, write_atomically
+from distributed.run_folder import RunFolder
 
 
 class Skips:
@@ -38,7 +39,7 @@ class Skips:
         steps = [self.order_step(step) for step in range(first, last + 1)]
         self._entries.append({"steps": steps, "reason": reason, "rolled_back_to": rolled_back_to})
         if write:
-            write_atomically(self._path, json.dumps(self._entries, indent=1))
+            write_text(self._path, json.dumps(self._entries, indent=1))
 
     def _steps(self) -> list[int]:
         return sorted(step for entry in self._entries for step in entry["steps"])

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from data_pipeline.files import write_text
 from distributed.errors import RunError
 from distributed.figures import finite, perplexity, whole_run
 from distributed.goodput import Ledger, account
 from distributed.json_lines import read_lines
 from distributed.recipe import Recipe
-from distributed.run_folder import RunFolder, write_atomically
+from distributed.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from distributed.metrics import Metrics
@@ -69,7 +70,7 @@ def build_summary(
         "checkpoint": checkpoint,
     }
     summary = finite(summary)
-    write_atomically(run.summary_path, json.dumps(summary, indent=1))
+    write_text(run.summary_path, json.dumps(summary, indent=1))
     return summary
 
 

@@ -13,10 +13,11 @@ import subprocess
 import time
 from pathlib import Path
 
+from data_pipeline.files import write_text
 from distributed import heartbeat
 from distributed.errors import RunError
 from distributed.recipe import Recipe
-from distributed.run_folder import RunFolder, write_atomically
+from distributed.run_folder import RunFolder
 
 STEPS = 12
 SAVE_EVERY = 3
@@ -56,7 +57,7 @@ def meet(run: RunFolder, rank: int, world: int, place: int) -> bool:
     folder = run.path / f"meet-{os.environ['MASTER_PORT']}-{place}"
     folder.mkdir(exist_ok=True)
     asked = rank == 0 and run.regroup_path.exists()
-    write_atomically(folder / str(rank), str(int(asked)))
+    write_text(folder / str(rank), str(int(asked)))
     deadline = time.monotonic() + DEADLINE_SECONDS
     while not all((folder / str(other)).exists() for other in range(world)):
         if time.monotonic() > deadline:
@@ -71,14 +72,14 @@ def have_accident(run: RunFolder, rank: int, step: int) -> None:
     mark = run.path / f"happened-{rank}-{step}"
     if kind is None or (mark.exists() and not (run.path / "always").exists()):
         return
-    write_atomically(mark, str(time.time()))
+    write_text(mark, str(time.time()))
     if kind == "error":
         raise ValueError(f"no such tensor at 0x{os.getpid():x}")
     if kind == "mistake":
         raise RunError("train.lr is wrong; mend it")
     if kind in ("wait", "child"):
         if kind == "child":
-            write_atomically(run.path / "child", str(subprocess.Popen(["sleep", str(DEADLINE_SECONDS)]).pid))
+            write_text(run.path / "child", str(subprocess.Popen(["sleep", str(DEADLINE_SECONDS)]).pid))
         time.sleep(DEADLINE_SECONDS)
     victim = {"actor": actor, "head": gcs_server, "driver": driver}.get(kind, os.getpid)
     os.kill(victim(), signal.SIGSTOP if kind == "stop" else signal.SIGKILL)

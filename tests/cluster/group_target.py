@@ -7,9 +7,10 @@ import os
 import signal
 import time
 
+from data_pipeline.files import write_text
 from distributed.errors import RunError
 from distributed.recipe import Recipe
-from distributed.run_folder import RunFolder, write_atomically
+from distributed.run_folder import RunFolder
 
 SHOWN = (
     "RANK",
@@ -60,7 +61,7 @@ def user_error(recipe: Recipe, run: RunFolder, resume: bool, branch_from: str | 
 def until_stopped(recipe: Recipe, run: RunFolder, resume: bool, branch_from: str | None) -> str:
     """Write figures until asked to stop."""
     rank = int(os.environ["RANK"])
-    write_atomically(run.path / f"pid-{rank}", str(os.getpid()))
+    write_text(run.path / f"pid-{rank}", str(os.getpid()))
     deadline = time.monotonic() + DEADLINE_SECONDS
     step = 0
     while not run.stop_path.exists() and time.monotonic() < deadline:

@@ -10,7 +10,8 @@ from rich.console import Console
 
 from cluster.metrics_tail import MetricsTail
 from cluster.progress import LiveLine, PlainLines, duration, follow
-from distributed.run_folder import RunFolder, write_atomically
+from data_pipeline.files import write_text
+from distributed.run_folder import RunFolder
 
 FIGURES = {"step": 5, "loss": 2.5, "tokens_per_second": 1234.5, "step_seconds": 2.0}
 
@@ -35,7 +36,7 @@ def test_tail_follows_a_file_that_was_replaced(make_run: Callable[..., RunFolder
     run.append_metrics({"step": 1})
     run.append_metrics({"step": 2})
     assert [figures["step"] for figures in tail.read()] == [1, 2]
-    write_atomically(run.metrics_path, '{"step": 1}\n')
+    write_text(run.metrics_path, '{"step": 1}\n')
     assert tail.read() == []
     run.append_metrics({"step": 2})
     assert tail.read() == [{"step": 2}]

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline.files import write_text
 from distributed.errors import RunError
 from distributed.recipe_file import load_recipe
-from distributed.run_folder import RunFolder, data_folder, write_atomically
+from distributed.run_folder import RunFolder, data_folder
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "configs" / "quickstart.yaml"
 
@@ -46,11 +47,22 @@ def test_state_is_replaced_whole(run: RunFolder) -> None:
         run.write_state("dancing")
 
 
+def test_another_state_keeps_the_figures_but_not_why_the_last_one_ended(run: RunFolder) -> None:
+    run.write_state("failed", step=3, loss=2.5, reason="no room", error="gone", rank=1)
+    run.change_state("starting", world=2)
+    assert {key: value for key, value in run.read_state().items() if key != "time"} == {
+        "state": "starting",
+        "step": 3,
+        "loss": 2.5,
+        "world": 2,
+    }
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    write_atomically(path, "old")
-    with pytest.raises(TypeError):
-        write_atomically(path, 7)  # type: ignore[arg-type]
+    write_text(path, "old")
+    with pytest.raises(AttributeError):
+        write_text(path, 7)  # type: ignore[arg-type]
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
