@@ -66,8 +66,8 @@ def compile_all() -> dict[str, dict[str, dict[str, int]]]:
 
 
 def launches() -> Iterator[Launch]:
-    """Every launch of a forward and backward pass of the FFN, of SwitchHead's two maps (bf16) and of the routers (float32)."""
-    from kernels import expert_mlp_triton, routed_linear_triton, router_triton
+    """Every launch, both ways, of the FFN and SwitchHead's two maps (bf16), the routers (float32) and what reads the stream."""
+    from kernels import expert_mlp_triton, norm_read_triton, routed_linear_triton, router_triton
 
     config = PAPER[SIZE]
     attention, feed_forward = config.attention, config.feed_forward
@@ -106,6 +106,12 @@ def launches() -> Iterator[Launch]:
         yield from recorded(f"{name} forward", router_triton._forward._init_fn, logits, logits, top_k, None)
         arguments = (logits, chosen, chosen.float(), logits.sum(1))
         yield from recorded(f"{name} backward", router_triton._backward._init_fn, *arguments)
+    stream, gain_D, mean_N = x_SD.float(), tensor(width), tensor(TOKENS, dtype=torch.float32)
+    for name, added in (("read", None), ("added read", x_SD)):
+        yield from recorded(f"{name} forward", norm_read_triton._forward._init_fn, stream, added, gain_D, gain_D, 1e-5, True)
+        kept = (stream, gain_D, mean_N, mean_N)
+        y_dtype = None if added is None else added.dtype
+        yield from recorded(f"{name} backward", norm_read_triton._backward._init_fn, stream, x_SD, x_SD, *kept, y_dtype)
 
 
 def recorded(name: str, function: Any, *arguments: Any) -> list[Launch]:

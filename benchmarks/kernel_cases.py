@@ -19,6 +19,8 @@ from kernels.expert_mlp import expert_mlp_reference
 from kernels.expert_mlp_triton import expert_mlp_triton
 from kernels.expert_outer_products import expert_outer_products, expert_outer_products_reference
 from kernels.gather_matmul import Dot, gather_matmul, gather_matmul_reference
+from kernels.norm_read import Read, norm_read_reference
+from kernels.norm_read_triton import norm_read_triton
 from kernels.routed_linear import routed_linear_reference
 from kernels.routed_linear_triton import routed_linear_triton
 from kernels.router_triton import route_reference, route_triton
@@ -206,7 +208,27 @@ def route_case(draw: Draw) -> Iterator[Pair]:
     yield Pair("gradient", logits_BTME.grad, wide.grad)
 
 
+def norm_read_case(draw: Draw) -> Iterator[Pair]:
+    # Of width 1 the gain's gradient is 0, which has no relative error; a test of its own has it.
+    width, n_rows = draw.one_of(WIDTHS[1:]), draw.number(0, 150)
+    # The interpreter does not round to bfloat16: a float64 stream is to float32 weights what a float32 one is to bfloat16.
+    stream = draw.normal(n_rows, width).to(draw.one_of((torch.float32, torch.float64)))
+    leaves = [stream, draw.normal(width) + 1.0, draw.normal(width)]
+    leaves += [draw.normal(n_rows, width)] if draw.number(0, 1) else []
+    data = bool(draw.number(0, 1))
+
+    def joined(operation: Callable[..., Read]) -> Callable[..., Tensor]:
+        def results(x: Tensor, gain: Tensor, bias: Tensor, y: Tensor | None = None) -> Tensor:
+            return torch.cat([tensor for tensor in operation(x, y, gain, bias, 1e-5, data) if tensor is not None])
+
+        return results
+
+    cotangent = draw.normal((3 if data else 2) * n_rows, width).to(stream.dtype)
+    yield from _differentiated(joined(norm_read_triton), joined(norm_read_reference), leaves, cotangent)
+
+
 CASES: dict[str, Callable[[Draw], Iterator[Pair]]] = {
+    "norm_read": norm_read_case,
     "route": route_case,
     "counting_sort": sort_case,
     "gather_matmul": plain_case,

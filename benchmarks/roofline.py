@@ -9,6 +9,7 @@ cache, so the true least lies between `unique` and that). Peaks are the makers' 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from model.config import ModelConfig, SigmaMoEConfig, SwitchHeadConfig
@@ -18,16 +19,17 @@ BF16, FP32, INT64 = 2, 4, 8
 
 
 class Device(NamedTuple):
-    """bf16 FLOP/s on tensor cores without sparsity, and bytes/s of memory."""
+    """bf16 FLOP/s on tensor cores without sparsity, float32 FLOP/s without tensor cores, and bytes/s of memory."""
 
     flops: float
+    float32_flops: float
     bandwidth: float
 
 
 DEVICES = {
-    "A100-80": Device(312e12, 2.039e12),  # NVIDIA A100 data sheet, SXM
-    "H100": Device(989.4e12, 3.35e12),  # NVIDIA H100 data sheet, SXM, half of the sparse figure
-    "H200": Device(989.4e12, 4.8e12),
+    "A100-80": Device(312e12, 19.5e12, 2.039e12),  # NVIDIA A100 data sheet, SXM
+    "H100": Device(989.4e12, 67e12, 3.35e12),  # NVIDIA H100 data sheet, SXM, half of the sparse figure
+    "H200": Device(989.4e12, 67e12, 4.8e12),
 }
 
 
@@ -36,10 +38,11 @@ class Work(NamedTuple):
 
     flops: float
     bytes: float
+    float32_flops: float = 0.0
 
     def seconds(self, device: Device) -> float:
         """The floor: arithmetic and memory perfectly overlapped."""
-        return max(self.flops / device.flops, self.bytes / device.bandwidth)
+        return max(self.flops / device.flops + self.float32_flops / device.float32_flops, self.bytes / device.bandwidth)
 
 
 def kernels(config: ModelConfig, tokens: int) -> dict[str, Work]:
@@ -68,6 +71,64 @@ def whole(config: ModelConfig, tokens: int) -> Work:
     weights = 2 * feed_forward.n_experts * config.d_model * feed_forward.d_expert * BF16
     # Forward: x in, y out, hidden kept. Backward: x, dy and hidden in, dx out. Weights read twice, their gradients written.
     return Work(sum(part.flops for part in parts.values()), 5 * rows + 2 * hidden + 3 * weights)
+
+
+def stream(config: ModelConfig, tokens: int) -> dict[str, Work]:
+    """A visit's work on the float32 stream, both halves and both ways: additions, both casts, layer norms.
+
+    Each list has a visit's passes in bytes an entry. By operators, a half: addition 4+2+4, cast 4+2, norm 4+4, cast 4+2; backward:
+    casts of dn and ddata 2+4 each, norm 4+4+4, its weights 4+4, two sums of gradients 4+4+4, cast of dy 4+2.
+    """
+    entries = tokens * config.d_model
+    add, cast, dy = 10, 6, 6
+    operators = 2 * ((add + cast + 8 + cast) + (2 * cast + 12 + 8 + 2 * 12 + dy))
+    read, read_added = 4 + 2 + 2, 4 + 2 + 4 + 2 + 2
+    back, back_added = 4 + 2 + 2 + 4 + 4, 4 + 2 + 2 + 4 + 4 + 2
+    return {
+        "by operators": Work(0, operators * entries),
+        "in one pass": Work(0, (read + read_added + add + back + back_added + dy) * entries),
+        "over visits": Work(0, 2 * (read_added + back_added) * entries),
+    }
+
+
+def readers(config: ModelConfig, tokens: int) -> dict[str, Work]:
+    """Every product of a visit that reads the normalised stream, forward and backward, and the sums of the gradients it gets from them.
+
+    `logits fp32`, `logits`: the three routers in float32 and on tensor cores. `... joined`: queries with keys, and the attention's
+    routers, as one product each. In a visit are `logits`, `query, key` and `dn sums`.
+    """
+    feed_forward, attention = config.feed_forward, config.attention
+    assert isinstance(feed_forward, SigmaMoEConfig) and isinstance(attention, SwitchHeadConfig)
+    width, heads = config.d_model, attention.n_heads * attention.d_head
+    routers, experts = attention.n_heads * attention.n_experts, feed_forward.n_experts
+    one_sum = 3 * tokens * width * BF16
+    return {
+        "logits fp32": _sum(_float32_logits(tokens, width, out) for out in (routers, routers, experts)),
+        "logits": _sum(_reader(tokens, width, out, FP32) for out in (routers, routers, experts)),
+        "logits joined": _sum(_reader(tokens, width, out, FP32) for out in (2 * routers, experts)),
+        "query, key": _sum(_reader(tokens, width, heads, BF16) for _ in range(2)),
+        "q, k joined": _reader(tokens, width, 2 * heads, BF16),
+        "dn sums": Work(0, 3 * one_sum),
+        "dn sums joined": Work(0, one_sum),
+    }
+
+
+def _reader(tokens: int, width: int, out: int, out_bytes: int) -> Work:
+    """x in, result out; gradient in (rounded first where it is float32), dx out; both in for the weights."""
+    x, y, w = tokens * width * BF16, tokens * out * BF16, width * out * BF16
+    rounding = tokens * out * FP32 + y if out_bytes == FP32 else 0
+    return Work(6 * tokens * width * out, (x + tokens * out * out_bytes + w) + rounding + (y + w + x) + (x + y + w))
+
+
+def _float32_logits(tokens: int, width: int, out: int) -> Work:
+    """The same with x widened and kept, and dx narrowed."""
+    x, y, w = tokens * width * FP32, tokens * out * FP32, width * out * FP32
+    casts = 2 * tokens * width * (BF16 + FP32)
+    return Work(0, 3 * (x + y + w) + casts, float32_flops=6 * tokens * width * out)
+
+
+def _sum(works: Iterable[Work]) -> Work:
+    return Work(*(sum(column) for column in zip(*works, strict=True)))
 
 
 def _mlp(tokens: int, routes: int, n_experts: int, width: int, narrow: int) -> dict[str, Work]:
@@ -105,10 +166,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--tokens", type=int, default=65536, help="tokens of a visit (default: 65536)")
     parser.add_argument("--sizes", nargs="+", choices=PAPER, default=list(PAPER), help="default: all")
     args = parser.parse_args(argv)
-    print(f"{'size':<7}{'kernel':<18}{'GFLOP':>10}{'MB':>10}" + "".join(f"{name + ', us':>14}" for name in DEVICES))
+    print(f"{'size':<7}{'kernel':<20}{'GFLOP':>10}{'MB':>10}" + "".join(f"{name + ', us':>14}" for name in DEVICES))
     for size in args.sizes:
-        rows = kernels(PAPER[size], args.tokens) | {"ffn as one": whole(PAPER[size], args.tokens)}
+        config = PAPER[size]
+        rows = kernels(config, args.tokens) | {"ffn as one": whole(config, args.tokens)}
+        rows |= {f"stream {name}": work for name, work in stream(config, args.tokens).items()} | readers(config, args.tokens)
         for name, work in rows.items():
             floors = "".join(f"{1e6 * work.seconds(device):>14.0f}" for device in DEVICES.values())
-            print(f"{size:<7}{name:<18}{work.flops / 1e9:>10.0f}{work.bytes / 1e6:>10.0f}{floors}")
+            print(f"{size:<7}{name:<20}{(work.flops + work.float32_flops) / 1e9:>10.0f}{work.bytes / 1e6:>10.0f}{floors}")
     return 0

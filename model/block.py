@@ -39,21 +39,26 @@ class Block(nn.Module):
 
     def forward(self, x_BTD: Tensor, where: Positions, cache: VisitCache | None, record: Record) -> tuple[Tensor, Statistics]:
         """The stream after this layer, and the statistics of its routers."""
-        data_BTD, n_BTD = self._read(x_BTD, self.attention_norm)
+        x_BTD, data_BTD, n_BTD = self._read(x_BTD, None, self.attention_norm)
         with span("attention"):
             y_BTD, attention_statistics = self.attention(data_BTD, n_BTD, where, cache, record)
-        x_BTD = self._add(x_BTD, y_BTD, self.attention_norm)
-        data_BTD, n_BTD = self._read(x_BTD, self.feed_forward_norm)
+        x_BTD, data_BTD, n_BTD = self._add_and_read(x_BTD, y_BTD)
         y_BTD, feed_forward_statistics = self.feed_forward(data_BTD, n_BTD, record)
         return self._add(x_BTD, y_BTD, self.feed_forward_norm), attention_statistics | feed_forward_statistics
 
-    def _read(self, x_BTD: Tensor, norm: LayerNorm) -> tuple[Tensor, Tensor]:
-        """What the data path reads, and what queries, keys and routers read."""
-        data_BTD = x_BTD.to(norm.weight.dtype)
+    def _add_and_read(self, x_BTD: Tensor, y_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Attention's result added to the stream and what the feed-forward reads, in one pass where nothing comes between."""
+        if self.norm == "post" or (self.training and self.dropout > 0.0):
+            return self._read(self._add(x_BTD, y_BTD, self.attention_norm), None, self.feed_forward_norm)
+        return self._read(x_BTD, y_BTD, self.feed_forward_norm)
+
+    def _read(self, x_BTD: Tensor, y_BTD: Tensor | None, norm: LayerNorm) -> tuple[Tensor, Tensor, Tensor]:
+        """The stream with `y_BTD` added, what the data path reads of it, and what queries, keys and routers read."""
         if self.norm == "post":
-            return data_BTD, data_BTD
-        n_BTD = norm(x_BTD).to(norm.weight.dtype)
-        return (data_BTD if self.norm == "peri" else n_BTD), n_BTD
+            data_BTD = x_BTD.to(norm.weight.dtype)
+            return x_BTD, data_BTD, data_BTD
+        read = norm.read(x_BTD, y_BTD, data=self.norm == "peri")
+        return read.x, read.n if read.data is None else read.data, read.n
 
     def _add(self, x_BTD: Tensor, y_BTD: Tensor, norm: LayerNorm) -> Tensor:
         x_BTD = x_BTD + F.dropout(y_BTD, self.dropout, self.training)

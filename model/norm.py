@@ -6,10 +6,9 @@ doubled the error of a MoEUT's gradients (8 visits, 64 micro-batches: 1.0% again
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.rows import wide_dtype
+from kernels.norm_read import Read, norm_read, wide_layer_norm
 
 
 class LayerNorm(nn.LayerNorm):
@@ -17,5 +16,8 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """The rows of `x` [..., D] with mean 0 and variance 1, times `weight`, plus `bias`."""
-        wide = wide_dtype(self.weight.dtype)
-        return F.layer_norm(x.to(wide), self.normalized_shape, self.weight.to(wide), self.bias.to(wide), self.eps)
+        return wide_layer_norm(x, self.weight, self.bias, self.eps)
+
+    def read(self, x: Tensor, y: Tensor | None = None, data: bool = True) -> Read:
+        """x + y, the same in the weights' type where `data` is wanted, and its norm in the weights' type."""
+        return norm_read(x, y, self.weight, self.bias, self.eps, data)

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.router import route
+from kernels.wide_linear import wide_linear
 from model.errors import ModelError
 
 Record = dict[str, Any]
@@ -58,8 +58,7 @@ class Router(nn.Module):
         return Routing(expert_BTMK.flatten(0, 1), weight_BTMK.flatten(0, 1), statistic)
 
     def _logits(self, x_BTD: Tensor) -> Tensor:
-        wide = torch.promote_types(x_BTD.dtype, torch.float32)
-        return F.linear(x_BTD.to(wide), self.weight.to(wide))
+        return wide_linear(x_BTD, self.weight)
 
     def _route(self, logits_BTME: Tensor, chosen: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
         return route(logits_BTME, self.top_k, chosen, self.dropout if self.training else 0.0, generator)

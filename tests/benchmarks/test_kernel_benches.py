@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.kernels import Shape, ffn_forms, linear_forms, report
-from benchmarks.roofline import DEVICES, Work, kernels, main, whole
+from benchmarks.roofline import DEVICES, Work, kernels, main, readers, stream, whole
 from model.config import SwitchHeadConfig
 from model.paper import PAPER
 
@@ -42,5 +42,19 @@ def test_floors_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
     assert work["ffn up"].bytes == 2 * (routes * 1024 + 387 * 1024 * 128 + routes * 128) + 8 * routes
     assert whole(PAPER["244M"], 65536).flops == 6 * product + 2 * routes * 1024
     assert Work(312e12, 0).seconds(DEVICES["A100-80"]) == 1.0 and Work(1, 3.35e12).seconds(DEVICES["H100"]) == 1.0
+    assert Work(989.4e12, 0, float32_flops=67e12).seconds(DEVICES["H100"]) == 2.0
     assert main(["--sizes", "44M"]) == 0
     assert "ffn as one" in capsys.readouterr().out
+
+
+def test_bytes_of_stream_and_readers_by_hand() -> None:
+    entries, config = 65536 * 1024, PAPER["244M"]
+    work = {name: counted.bytes / entries for name, counted in stream(config, 65536).items()}
+    # Forward: read, addition with read, addition; backward the same; and every one of them by itself.
+    assert work == {"by operators": 184, "in one pass": (8 + 14 + 10) + (16 + 18 + 6), "over visits": 2 * 14 + 2 * 18}
+    products = readers(config, 65536)
+    assert products["logits fp32"].float32_flops == products["logits"].flops == 6 * entries * (2 * 40 + 387)
+    assert products["logits"].flops == products["logits joined"].flops and products["query, key"].flops == 6 * entries * 1024
+    # One product in place of two reads n twice less and writes one dn less, whatever its width.
+    for apart, joined in (("logits", "logits joined"), ("query, key", "q, k joined")):
+        assert products[apart].bytes - products[joined].bytes == 3 * 2 * entries
