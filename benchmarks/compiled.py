@@ -1,9 +1,10 @@
-"""What the Triton kernels become on a GPU, seen without one: registers, spills and shared memory of every launch of the paper's model.
+"""What the Triton kernels become on a GPU, seen without one: registers, spills and shared memory of every launch of the models' layers.
 
     ./launch.sh bench compiled [--write]
 
-The functions that launch kernels run on tensors without data, at the sizes of MoEUT-244M; each launch is compiled for sm_80, sm_90
-and gfx942, and the figures are read from the binary. --write puts them into benchmarks/compiled.json, with which a test compares.
+The functions that launch kernels run on tensors without data, at the sizes of MoEUT-244M and of PEER's paper; each launch is compiled for
+sm_80, sm_90 and gfx942, and the figures are read from the binary. --write puts them into benchmarks/compiled.json, with which
+a test compares.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+from benchmarks.roofline import PEER
 from model.config import SigmaMoEConfig, SwitchHeadConfig
 from model.paper import PAPER
 
@@ -112,6 +114,25 @@ def launches() -> Iterator[Launch]:
         kept = (stream, gain_D, mean_N, mean_N)
         y_dtype = None if added is None else added.dtype
         yield from recorded(f"{name} backward", norm_read_triton._backward._init_fn, stream, x_SD, x_SD, *kept, y_dtype)
+    yield from memory_launches()
+
+
+def memory_launches() -> Iterator[Launch]:
+    """Every launch of a forward and backward pass of PEER, bf16; its dot and its sum are those of product-key memories as well."""
+    from kernels import peer_triton, segment_sums_triton
+
+    def tensor(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    x_TD, table_ND = tensor(TOKENS, PEER.width), tensor(PEER.n_experts, PEER.width)
+    index_TR, weight_TR = (tensor(TOKENS, PEER.routes, dtype=dtype) for dtype in (torch.int64, torch.float32))
+    for activation in ("relu", "gelu"):
+        arguments = (x_TD, index_TR, weight_TR, table_ND, table_ND, activation)
+        yield from recorded(f"peer forward, {activation}", peer_triton.peer_triton, *arguments)
+    yield from recorded("peer dot", peer_triton.gather_dot_triton, x_TD, table_ND, index_TR)
+    yield from recorded("peer sum", peer_triton.gather_sum_triton, weight_TR, table_ND, index_TR)
+    tables = (index_TR, PEER.n_experts, [weight_TR], [x_TD])
+    yield from recorded("peer tables", segment_sums_triton.segment_sums_triton, *tables)
 
 
 def recorded(name: str, function: Any, *arguments: Any) -> list[Launch]:

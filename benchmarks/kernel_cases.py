@@ -9,7 +9,9 @@ Shape suffixes: Q routes, E experts, D and F widths, S rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -21,10 +23,14 @@ from kernels.expert_outer_products import expert_outer_products, expert_outer_pr
 from kernels.gather_matmul import Dot, gather_matmul, gather_matmul_reference
 from kernels.norm_read import Read, norm_read_reference
 from kernels.norm_read_triton import norm_read_triton
+from kernels.peer import ACTIVATIONS, peer, peer_reference
 from kernels.routed_linear import routed_linear_reference
 from kernels.routed_linear_triton import routed_linear_triton
 from kernels.router_triton import route_reference, route_triton
+from kernels.segment_sums import segment_sums_reference
+from kernels.segment_sums_triton import segment_sums_triton
 from kernels.sum_by_row import row_ends, sum_by_row, sum_by_row_reference
+from kernels.table_rows import gather_dot, gather_dot_reference, gather_sum, gather_sum_reference
 
 TILE_ROWS = 32
 WIDTHS = (1, 8, 16, 82, 130, 412)
@@ -227,6 +233,50 @@ def norm_read_case(draw: Draw) -> Iterator[Pair]:
     yield from _differentiated(joined(norm_read_triton), joined(norm_read_reference), leaves, cotangent)
 
 
+def segment_sums_case(draw: Draw) -> Iterator[Pair]:
+    index_TR, n_rows = _picks(draw)
+    coefficients = [draw.normal(*index_TR.shape) for _ in range(2)]
+    rows = [draw.normal(len(index_TR), draw.one_of((*WIDTHS, 1030))) for _ in range(2)]
+    found = segment_sums_triton(index_TR, n_rows, coefficients, rows)
+    wide = ([tensor.double() for tensor in side] for side in (coefficients, rows))
+    for mine, theirs in zip(found, segment_sums_reference(index_TR, n_rows, *wide), strict=True):
+        yield Pair("sum", mine, theirs)
+
+
+def gather_dot_case(draw: Draw) -> Iterator[Pair]:
+    (index_TR, n_rows), width = _picks(draw), draw.one_of(WIDTHS)
+    leaves = [draw.normal(len(index_TR), width), draw.normal(n_rows, width)]
+    yield from _on_triton(
+        lambda x, table: gather_dot(x, table, index_TR),
+        lambda x, table: gather_dot_reference(x, table, index_TR),
+        leaves,
+        draw.normal(*index_TR.shape),
+    )
+
+
+def gather_sum_case(draw: Draw) -> Iterator[Pair]:
+    (index_TR, n_rows), width = _picks(draw), draw.one_of(WIDTHS)
+    leaves = [draw.normal(*index_TR.shape), draw.normal(n_rows, width)]
+    yield from _on_triton(
+        lambda coefficient, table: gather_sum(coefficient, table, index_TR),
+        lambda coefficient, table: gather_sum_reference(coefficient, table, index_TR),
+        leaves,
+        draw.normal(len(index_TR), width),
+    )
+
+
+def peer_case(draw: Draw) -> Iterator[Pair]:
+    (index_TR, n_rows), width, activation = _picks(draw), draw.one_of(WIDTHS), draw.one_of(tuple(ACTIVATIONS))
+    tables = [draw.normal(n_rows, width) / width**0.5 for _ in range(2)]
+    leaves = [draw.normal(len(index_TR), width), draw.weights(index_TR.numel()).view(index_TR.shape), *tables]
+    yield from _on_triton(
+        lambda x, weight, down, up: peer(x, index_TR, weight, down, up, activation),
+        lambda x, weight, down, up: peer_reference(x, index_TR, weight, down, up, activation),
+        leaves,
+        draw.normal(len(index_TR), width),
+    )
+
+
 CASES: dict[str, Callable[[Draw], Iterator[Pair]]] = {
     "norm_read": norm_read_case,
     "route": route_case,
@@ -237,6 +287,10 @@ CASES: dict[str, Callable[[Draw], Iterator[Pair]]] = {
     "sum_by_row": sum_case,
     "expert_mlp": expert_mlp_case,
     "routed_linear": routed_linear_case,
+    "segment_sums": segment_sums_case,
+    "gather_dot": gather_dot_case,
+    "gather_sum": gather_sum_case,
+    "peer": peer_case,
 }
 
 
@@ -244,6 +298,21 @@ def _plan(draw: Draw) -> tuple[Plan, int, int]:
     """A plan of drawn routes by the reference, their number and that of the experts."""
     n_routes, n_experts = draw.number(0, 100), draw.one_of((1, 2, 7))
     return counting_sort_reference(draw.experts(n_routes, n_experts), n_experts, TILE_ROWS), n_routes, n_experts
+
+
+def _picks(draw: Draw) -> tuple[Tensor, int]:
+    """Rows of a table that tokens pick, [T, R]: at times a run long enough for a piece; and how many rows the table has."""
+    n_tokens, n_routes, n_rows = draw.number(0, 16), draw.one_of((1, 3, 16, 40)), draw.one_of((1, 2, 7, 30))
+    return draw.experts(n_tokens * n_routes, n_rows).view(n_tokens, n_routes), n_rows
+
+
+def _on_triton(kernel: Callable[..., Tensor], reference: Callable[..., Tensor], leaves: list[Tensor], cotangent: Tensor) -> Iterator[Pair]:
+    """`_differentiated` of an operation that picks its form by device, with the Triton one picked anywhere."""
+    with ExitStack() as patches:
+        for room in ("peer", "segment_sums", "table_rows"):
+            patches.enter_context(mock.patch(f"kernels.{room}.runs_triton", return_value=True))
+        pairs = list(_differentiated(kernel, reference, leaves, cotangent))
+    yield from pairs
 
 
 def _differentiated(

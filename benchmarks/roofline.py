@@ -45,6 +45,34 @@ class Work(NamedTuple):
         return max(self.flops / device.flops + self.float32_flops / device.float32_flops, self.bytes / device.bandwidth)
 
 
+class Memory(NamedTuple):
+    """A layer of one-neuron experts: model width, experts, experts picked a token."""
+
+    width: int
+    n_experts: int
+    routes: int
+
+
+PEER = Memory(1024, 1024**2, 8 * 16)
+"""1024^2 experts, 8 heads of 16 (arXiv 2407.04153, Table 1); the paper gives no width."""
+
+
+def peer(shape: Memory, tokens: int) -> dict[str, Work]:
+    """Every launch of PEER, forward and backward, in bf16 with gradients of the tables in float32."""
+    routes = tokens * shape.routes
+    rows, x, dot = routes * shape.width * BF16, tokens * shape.width * BF16, routes * FP32
+    index, table, products = routes * INT64, shape.n_experts * shape.width * FP32, 2 * routes * shape.width
+    # Sorted: keys and places in and out once, where a radix sort reads and writes them several times.
+    return {
+        "forward": Work(2 * products, 2 * rows + 2 * x + index + 2 * dot),
+        "d dot": Work(products, rows + x + index + dot),
+        "d x": Work(products, rows + x + index + dot),
+        "sort": Work(0, 4 * index),
+        "d down": Work(products, rows + index + dot + table),
+        "d up": Work(products, rows + index + dot + table),
+    }
+
+
 def kernels(config: ModelConfig, tokens: int) -> dict[str, Work]:
     """Every launch of one visit's FFN and SwitchHead maps, forward and backward, in bf16."""
     feed_forward, attention = config.feed_forward, config.attention
@@ -160,6 +188,12 @@ def _linear(routes: int, n_experts: int, rows_in: int, rows_out: int, d_in: int,
     }
 
 
+def everything(config: ModelConfig, tokens: int) -> dict[str, Work]:
+    """All rows of a size."""
+    streams = {f"stream {name}": work for name, work in stream(config, tokens).items()}
+    return kernels(config, tokens) | {"ffn as one": whole(config, tokens)} | streams | readers(config, tokens)
+
+
 def main(argv: list[str]) -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="bench roofline", description=(__doc__ or "").split("\n", 1)[0])
@@ -167,10 +201,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--sizes", nargs="+", choices=PAPER, default=list(PAPER), help="default: all")
     args = parser.parse_args(argv)
     print(f"{'size':<7}{'kernel':<20}{'GFLOP':>10}{'MB':>10}" + "".join(f"{name + ', us':>14}" for name in DEVICES))
-    for size in args.sizes:
-        config = PAPER[size]
-        rows = kernels(config, args.tokens) | {"ffn as one": whole(config, args.tokens)}
-        rows |= {f"stream {name}": work for name, work in stream(config, args.tokens).items()} | readers(config, args.tokens)
+    sizes = {size: everything(PAPER[size], args.tokens) for size in args.sizes}
+    for size, rows in (sizes | {"PEER": peer(PEER, args.tokens)}).items():
         for name, work in rows.items():
             floors = "".join(f"{1e6 * work.seconds(device):>14.0f}" for device in DEVICES.values())
             print(f"{size:<7}{name:<20}{(work.flops + work.float32_flops) / 1e9:>10.0f}{work.bytes / 1e6:>10.0f}{floors}")

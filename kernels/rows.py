@@ -1,9 +1,17 @@
-"""Rows and their routing weights: multiply, dot, and add back without atomics. Shape suffixes: Q routes, S rows, D width."""
+"""Rows and their routing weights: multiply, dot, and add back without atomics.
+
+Shape suffixes: Q routes, S rows, D width, T tokens, R rows picked a token.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
+
+ENTRIES_A_CHUNK = {"cpu": 1 << 20, "cuda": 1 << 25}
+"""Entries of gathered rows at a time without Triton: what stays in a CPU's cache; what fills an accelerator."""
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -34,3 +42,10 @@ def row_dot(a_QD: Tensor, b_QD: Tensor) -> Tensor:
     """Dot product of each pair of rows [Q], added in at least float32."""
     wide = wide_dtype(a_QD.dtype)
     return torch.linalg.vecdot(a_QD.to(wide), b_QD.to(wide))
+
+
+def token_chunks(index_TR: Tensor, width: int) -> Iterator[slice]:
+    """Runs of tokens, all of them covered, whose gathered rows make about `ENTRIES_A_CHUNK` entries."""
+    n_tokens, n_routes = index_TR.shape
+    tokens = max(1, ENTRIES_A_CHUNK[index_TR.device.type] // max(1, n_routes * width))
+    return (slice(first, min(first + tokens, n_tokens)) for first in range(0, n_tokens, tokens))

@@ -7,8 +7,9 @@ from typing import Any, cast
 import pytest
 import torch
 
+from benchmarks import peer as peer_bench
 from benchmarks.kernels import Shape, ffn_forms, linear_forms, report
-from benchmarks.roofline import DEVICES, Work, kernels, main, readers, stream, whole
+from benchmarks.roofline import DEVICES, PEER, Memory, Work, kernels, main, peer, readers, stream, whole
 from model.config import SwitchHeadConfig
 from model.paper import PAPER
 
@@ -29,6 +30,16 @@ def test_the_dense_layers_have_the_same_products() -> None:
         assert cast(Any, forms["dense"])()[1].numel() == 3 * 2 * 16 * 4 and len(cast(Any, forms["ours"])()) == 3
 
 
+def test_the_forms_of_peer_give_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    for title, forms in peer_bench.forms(Memory(8, 16, 3), 5, torch.float32, "cpu").items():
+        ours, gathered = (cast(Any, form)() for form in forms.values())
+        pairs = [(ours, gathered)] if title == "forward" else list(zip(ours, gathered, strict=True))
+        assert len(pairs) == (1 if title == "forward" else 4)
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in pairs)
+    assert peer_bench.main(["--tokens", "4", "--width", "8", "--side", "3", "--picks", "2", "--rounds", "1"]) == 0
+    assert "4 tokens, width 8, 9 experts, 2 a token" in capsys.readouterr().out
+
+
 def test_ratios_are_medians_of_the_rounds_ratios(capsys: pytest.CaptureFixture[str]) -> None:
     assert report("x", {"ours": [1.0, 6.0, 9.0], "dense": [1.0, 2.0, 9.0]}) == 1.0
     assert "ours   6000.00 ms (1.00)" in capsys.readouterr().out
@@ -44,7 +55,8 @@ def test_floors_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
     assert Work(312e12, 0).seconds(DEVICES["A100-80"]) == 1.0 and Work(1, 3.35e12).seconds(DEVICES["H100"]) == 1.0
     assert Work(989.4e12, 0, float32_flops=67e12).seconds(DEVICES["H100"]) == 2.0
     assert main(["--sizes", "44M"]) == 0
-    assert "ffn as one" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "ffn as one" in said and "PEER   d down" in said
 
 
 def test_bytes_of_stream_and_readers_by_hand() -> None:
@@ -58,3 +70,11 @@ def test_bytes_of_stream_and_readers_by_hand() -> None:
     # One product in place of two reads n twice less and writes one dn less, whatever its width.
     for apart, joined in (("logits", "logits joined"), ("query, key", "q, k joined")):
         assert products[apart].bytes - products[joined].bytes == 3 * 2 * entries
+
+
+def test_floors_of_peer_by_hand() -> None:
+    """A token reads 128 rows of two tables of 1,024 bfloat16: 0.5 MiB; an expert's four FLOPs a column are two of each table."""
+    work = peer(PEER, 1)
+    assert work["forward"].flops == 4 * 128 * 1024
+    assert work["forward"].bytes == 2**19 + 2 * 2048 + 128 * (8 + 4 + 4)
+    assert work["d up"].bytes == 2**18 + 128 * (8 + 4) + 2**20 * 1024 * 4
