@@ -3,8 +3,8 @@
     ./launch.sh bench compiled [--write]
 
 The functions that launch kernels run on tensors without data, at the sizes of MoEUT-244M and of PEER's paper; each launch is compiled for
-sm_80, sm_90 and gfx942, and the figures are read from the binary. --write puts them into benchmarks/compiled.json, with which
-a test compares.
+sm_80, sm_90 and gfx942 (those of forms of the FFN that are not chosen for sm_90 alone), and the figures are read from the binary.
+--write puts them into benchmarks/compiled.json, with which a test compares.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class Launch(NamedTuple):
     kernel: Any
     arguments: dict[str, Any]
     options: dict[str, Any]
+    targets: tuple[str, ...] = tuple(TARGETS)
 
 
 def main(argv: list[str]) -> int:
@@ -64,7 +65,7 @@ def main(argv: list[str]) -> int:
 
 def compile_all() -> dict[str, dict[str, dict[str, int]]]:
     """launch -> target -> {"registers" a thread, "spilled" bytes a thread, "shared" bytes a program}."""
-    return {launch.name: {name: figures(launch, name) for name in TARGETS} for launch in launches()}
+    return {launch.name: {name: figures(launch, name) for name in launch.targets} for launch in launches()}
 
 
 def launches() -> Iterator[Launch]:
@@ -87,10 +88,21 @@ def launches() -> Iterator[Launch]:
     row_Q, expert_Q = routes(n_routes)
     weight_Q = tensor(n_routes, dtype=torch.float32)
     plan = tensor(n_routes, dtype=torch.int64), tensor(n_experts, dtype=torch.int64), tensor(n_experts, dtype=torch.int64)
-    ffn = (x_SD, row_Q, expert_Q, weight_Q, up_EDF, down_EFD, False)
-    yield from recorded("ffn forward", expert_mlp_triton._forward._init_fn, *ffn)
-    kept = (tensor(n_routes, d_expert), *plan)
-    yield from recorded("ffn backward", expert_mlp_triton._backward._init_fn, x_SD, x_SD, row_Q, weight_Q, up_EDF, down_EFD, *kept)
+    kept = (row_Q, weight_Q, up_EDF, down_EFD, tensor(n_routes, d_expert), *plan)
+
+    def ffn(name: str, form: str) -> list[Launch]:
+        arguments = (x_SD, row_Q, expert_Q, weight_Q, up_EDF, down_EFD, False, form)
+        forward = recorded(f"{name} forward", expert_mlp_triton._forward._init_fn, *arguments)
+        return forward + recorded(f"{name} backward", expert_mlp_triton._backward._init_fn, x_SD, x_SD, *kept, form, [True] * 4)
+
+    present = ffn("ffn", expert_mlp_triton.CHOSEN)
+    yield from present
+    seen = {_identity(launch) for launch in present}
+    for form in ("two-kernel windowed", "fused windowed"):  # the kernels of all that is not chosen, for the device that is to choose
+        for launch in ffn(form, form):
+            if _identity(launch) not in seen:
+                yield launch._replace(targets=("sm_90",))
+            seen.add(_identity(launch))
     by_head = tensor(TOKENS * attention.n_heads, attention.d_head)
     n_routes, n_matrices = TOKENS * attention.n_heads * attention.top_k, attention.n_heads * attention.n_experts
     (in_Q, out_Q), weight_Q = routes(n_routes), tensor(n_routes, dtype=torch.float32)
@@ -98,7 +110,7 @@ def launches() -> Iterator[Launch]:
     for name, x, y, n_out in (("value", x_SD, by_head, TOKENS * attention.n_heads), ("output", by_head, x_SD, TOKENS)):
         w = tensor(n_matrices, x.shape[1], y.shape[1])
         yield from recorded(f"{name} forward", routed_linear_triton._forward._init_fn, x, w, in_Q, out_Q, in_Q, weight_Q, n_out)
-        yield from recorded(f"{name} backward", routed_linear_triton._backward._init_fn, y, x, w, in_Q, out_Q, weight_Q, *plan)
+        yield from recorded(f"{name} backward", routed_linear_triton._backward._init_fn, y, x, w, in_Q, out_Q, weight_Q, *plan, [True] * 3)
     for name, routers, experts, top_k in (
         ("ffn router", 1, n_experts, feed_forward.top_k),
         ("attention router", attention.n_heads, attention.n_experts, attention.top_k),
@@ -111,9 +123,9 @@ def launches() -> Iterator[Launch]:
     stream, gain_D, mean_N = x_SD.float(), tensor(width), tensor(TOKENS, dtype=torch.float32)
     for name, added in (("read", None), ("added read", x_SD)):
         yield from recorded(f"{name} forward", norm_read_triton._forward._init_fn, stream, added, gain_D, gain_D, 1e-5, True)
-        kept = (stream, gain_D, mean_N, mean_N)
+        kept_rows = (stream, gain_D, mean_N, mean_N)
         y_dtype = None if added is None else added.dtype
-        yield from recorded(f"{name} backward", norm_read_triton._backward._init_fn, stream, x_SD, x_SD, *kept, y_dtype)
+        yield from recorded(f"{name} backward", norm_read_triton._backward._init_fn, stream, x_SD, x_SD, *kept_rows, y_dtype)
     yield from memory_launches()
 
 
@@ -176,6 +188,11 @@ def _signature(launch: Launch) -> tuple[dict[str, str], dict[Any, Any], dict[Any
             if value % 16 == 0:
                 attributes[(place,)] = [["tt.divisibility", 16]]
     return types, constants, attributes
+
+
+def _identity(launch: Launch) -> str:
+    """Equal for launches that run the same binary."""
+    return repr((launch.kernel.__name__, _signature(launch), launch.options))
 
 
 POINTERS = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int64: "i64", torch.int32: "i32"}

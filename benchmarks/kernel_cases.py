@@ -16,10 +16,12 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from kernels import tile_order as tile_order_file
 from kernels.counting_sort import Plan, counting_sort, counting_sort_reference
 from kernels.expert_mlp import expert_mlp_reference
-from kernels.expert_mlp_triton import expert_mlp_triton
+from kernels.expert_mlp_triton import FORMS, expert_mlp_triton
 from kernels.expert_outer_products import expert_outer_products, expert_outer_products_reference
+from kernels.fused_expert_mlp import WIDEST_EXPERT, fused_expert_mlp, fused_expert_mlp_reference
 from kernels.gather_matmul import Dot, gather_matmul, gather_matmul_reference
 from kernels.norm_read import Read, norm_read_reference
 from kernels.norm_read_triton import norm_read_triton
@@ -31,6 +33,7 @@ from kernels.segment_sums import segment_sums_reference
 from kernels.segment_sums_triton import segment_sums_triton
 from kernels.sum_by_row import row_ends, sum_by_row, sum_by_row_reference
 from kernels.table_rows import gather_dot, gather_dot_reference, gather_sum, gather_sum_reference
+from kernels.tile_order import tile_order, tile_order_reference
 
 TILE_ROWS = 32
 WIDTHS = (1, 8, 16, 82, 130, 412)
@@ -116,6 +119,13 @@ def sort_case(draw: Draw) -> Iterator[Pair]:
         yield Pair(name, getattr(found, name), getattr(expected, name))
 
 
+def order_case(draw: Draw) -> Iterator[Pair]:
+    n_experts = draw.one_of((1, 2, 5, 31))
+    plan = counting_sort_reference(draw.experts(draw.number(0, 1500), n_experts), n_experts, draw.one_of((16, 32)))
+    windows = draw.one_of((1, 2, 3, 9))
+    yield Pair("tile_P", tile_order(plan, windows), tile_order_reference(plan, windows))
+
+
 def plain_case(draw: Draw) -> Iterator[Pair]:
     plan, n_routes, n_experts = _plan(draw)
     d_in, d_out, n_rows = draw.one_of(WIDTHS), draw.one_of(WIDTHS), draw.number(1, 40)
@@ -126,7 +136,7 @@ def plain_case(draw: Draw) -> Iterator[Pair]:
     options |= {"to_Q": draw.places(n_routes)} if draw.number(0, 1) else {}
     options |= {"scale_Q": draw.weights(n_routes)} if draw.number(0, 1) else {}
     found, expected = draw.unwritten(n_routes, d_out)
-    gather_matmul(x_SD, w_EDF, plan, found, **options)
+    gather_matmul(x_SD, w_EDF, plan, found, **options, tile_P=_some_order(draw, plan))
     gather_matmul_reference(x_SD.double(), w_EDF.double(), plan, expected, **options)
     yield Pair("out", found, expected)
 
@@ -140,11 +150,30 @@ def dotted_case(draw: Draw) -> Iterator[Pair]:
     gate = bool(draw.number(0, 1))
     found, expected = draw.unwritten(n_routes, d_out)
     dot_Q, expected_dot_Q = draw.unwritten(n_routes)
-    gather_matmul(x_SD, w_EDF, plan, found, **options, dot=Dot(other, other_Q, dot_Q, gate))
+    gather_matmul(x_SD, w_EDF, plan, found, **options, dot=Dot(other, other_Q, dot_Q, gate), tile_P=_some_order(draw, plan))
     dot = Dot(other.double(), other_Q, expected_dot_Q, gate)
     gather_matmul_reference(x_SD.double(), w_EDF.double(), plan, expected, **options, dot=dot)
     yield Pair("out", found, expected)
     yield Pair("dot", dot_Q, expected_dot_Q)
+
+
+def fused_case(draw: Draw) -> Iterator[Pair]:
+    plan, n_routes, n_experts = _plan(draw)
+    d_model, d_expert, n_rows = draw.one_of(WIDTHS), draw.one_of((1, 16, 48, WIDEST_EXPERT)), draw.number(1, 40)
+    x_SD, first_EDF = draw.normal(n_rows, d_model), draw.normal(n_experts, d_model, d_expert) / d_model**0.5
+    second_EFD = draw.normal(n_experts, d_model, d_expert).transpose(1, 2)
+    options: dict[str, Any] = {"from_Q": draw.some_rows(n_routes, n_rows), "to_Q": draw.places(n_routes), "scale_Q": draw.weights(n_routes)}
+    (middle, wide_middle), (out, wide_out) = draw.unwritten(n_routes, d_expert), draw.unwritten(n_routes, d_model)
+    (dot_Q, wide_dot_Q), other = draw.unwritten(n_routes), draw.normal(n_routes, d_expert)
+    dotted = bool(draw.number(0, 1))
+    dot, wide_dot = (Dot(o, None, d, True) if dotted else None for o, d in ((other, dot_Q), (other.double(), wide_dot_Q)))
+    fused_expert_mlp(x_SD, first_EDF, second_EFD, plan, middle, out, **options, dot=dot, tile_P=_some_order(draw, plan))
+    wide = (x_SD.double(), first_EDF.double(), second_EFD.double())
+    fused_expert_mlp_reference(*wide, plan, wide_middle, wide_out, **options, dot=wide_dot)
+    yield Pair("middle", middle, wide_middle)
+    yield Pair("out", out, wide_out)
+    if dotted:
+        yield Pair("dot", dot_Q, wide_dot_Q)
 
 
 def outer_case(draw: Draw) -> Iterator[Pair]:
@@ -154,7 +183,7 @@ def outer_case(draw: Draw) -> Iterator[Pair]:
     options: dict[str, Any] = {"x_Q": draw.some_rows(n_routes, n_rows)}
     options |= {"y_Q": draw.places(n_routes)} if draw.number(0, 1) else {}
     options |= {"scale_Q": draw.weights(n_routes)} if draw.number(0, 1) else {}
-    found = expert_outer_products(x_SD, y_QF, plan, **options)
+    found = expert_outer_products(x_SD, y_QF, plan, **options, by_columns=bool(draw.number(0, 1)))
     yield Pair("out", found, expert_outer_products_reference(x_SD.double(), y_QF.double(), plan, **options))
 
 
@@ -166,19 +195,23 @@ def sum_case(draw: Draw) -> Iterator[Pair]:
 
 
 def expert_mlp_case(draw: Draw) -> Iterator[Pair]:
+    form = draw.one_of(list(FORMS))
     n_rows, n_experts = draw.number(0, 30), draw.one_of((1, 3, 9))
-    d_model, d_expert = draw.one_of(WIDTHS), draw.one_of((1, 16, 48, 130))
+    d_model, d_expert = draw.one_of(WIDTHS), draw.one_of((1, 16, 48) if form.startswith("fused") else (1, 16, 48, 130))
     row_Q = draw.rows(draw.number(0, 120) if n_rows else 0, n_rows)
     expert_Q, recompute = draw.experts(len(row_Q), n_experts), bool(draw.number(0, 1))
     up, down = draw.normal(n_experts, d_model, d_expert) / d_model**0.5, draw.normal(n_experts, d_expert, d_model) / d_expert**0.5
     leaves = [draw.normal(n_rows, d_model), draw.weights(len(row_Q)), up, down]
     cotangent = draw.normal(n_rows, d_model)
-    yield from _differentiated(
-        lambda x, weight, up, down: expert_mlp_triton(x, row_Q, expert_Q, weight, up, down, recompute),
-        lambda x, weight, up, down: expert_mlp_reference(x, row_Q, expert_Q, weight, up, down),
-        leaves,
-        cotangent,
-    )
+    with mock.patch.object(tile_order_file, "WINDOW_BYTES", 64):  # several windows, however few the rows
+        yield from list(
+            _differentiated(
+                lambda x, weight, up, down: expert_mlp_triton(x, row_Q, expert_Q, weight, up, down, recompute, form),
+                lambda x, weight, up, down: expert_mlp_reference(x, row_Q, expert_Q, weight, up, down),
+                leaves,
+                cotangent,
+            )
+        )
 
 
 def routed_linear_case(draw: Draw) -> Iterator[Pair]:
@@ -281,8 +314,10 @@ CASES: dict[str, Callable[[Draw], Iterator[Pair]]] = {
     "norm_read": norm_read_case,
     "route": route_case,
     "counting_sort": sort_case,
+    "tile_order": order_case,
     "gather_matmul": plain_case,
     "gather_matmul, dotted": dotted_case,
+    "fused_expert_mlp": fused_case,
     "expert_outer_products": outer_case,
     "sum_by_row": sum_case,
     "expert_mlp": expert_mlp_case,
@@ -313,6 +348,12 @@ def _on_triton(kernel: Callable[..., Tensor], reference: Callable[..., Tensor], 
             patches.enter_context(mock.patch(f"kernels.{room}.runs_triton", return_value=True))
         pairs = list(_differentiated(kernel, reference, leaves, cotangent))
     yield from pairs
+
+
+def _some_order(draw: Draw, plan: Plan) -> Tensor | None:
+    """An order of tiles, or none."""
+    windows = draw.number(0, 3)
+    return tile_order_reference(plan, windows) if windows else None
 
 
 def _differentiated(

@@ -15,21 +15,32 @@ from kernels.tiles import sum_type
 
 
 def expert_outer_products(
-    x_SD: Tensor, y_OF: Tensor, plan: Plan, *, x_Q: Tensor | None = None, y_Q: Tensor | None = None, scale_Q: Tensor | None = None
+    x_SD: Tensor,
+    y_OF: Tensor,
+    plan: Plan,
+    *,
+    x_Q: Tensor | None = None,
+    y_Q: Tensor | None = None,
+    scale_Q: Tensor | None = None,
+    by_columns: bool = False,
 ) -> Tensor:
     """out_EDF[e] = sum over routes q of e of scale_Q[q] * x_SD[x_Q[q]] outer y_OF[y_Q[q]], in x's dtype; zeros without routes.
 
     Args:
         x_SD, y_OF: rows of one dtype, any strides. x_Q, y_Q: int64, in expert order; None: route q has row q.
         scale_Q: in expert order; None: 1. The scaled y is rounded to its dtype, as a product of tensor cores asks.
+        by_columns: one block of columns of all experts after the other, so that those columns of the gathered rows stay in the
+            second-level cache. Twice as wide blocks of the wider side then, as the other side is read again for each.
     """
     n_experts, d_in, d_out = plan.ends_E.shape[0], x_SD.shape[1], y_OF.shape[1]
     out_EDF = torch.empty(n_experts, d_in, d_out, dtype=x_SD.dtype, device=x_SD.device)
     if out_EDF.numel() == 0:
         return out_EDF
     widest = 128 if x_SD.dtype.itemsize <= 2 else 64
-    block_in, block_out = (max(16, min(widest, triton.next_power_of_2(width))) for width in (d_in, d_out))
-    grid = (triton.cdiv(d_in, block_in) * triton.cdiv(d_out, block_out), n_experts)
+    wide_in, wide_out = (widest * 2 if by_columns and wider else widest for wider in (d_in > d_out, d_out > d_in))
+    block_in, block_out = (max(16, min(w, triton.next_power_of_2(width))) for w, width in ((wide_in, d_in), (wide_out, d_out)))
+    blocks = triton.cdiv(d_in, block_in) * triton.cdiv(d_out, block_out)
+    grid = (n_experts, blocks) if by_columns else (blocks, n_experts)
     _expert_outer_products[grid](
         x_SD,
         y_OF,
@@ -42,6 +53,7 @@ def expert_outer_products(
         d_out,
         *x_SD.stride(),
         *y_OF.stride(),
+        BY_COLUMNS=by_columns,
         BLOCK_IN=block_in,
         BLOCK_OUT=block_out,
         BLOCK_N=64 if x_SD.dtype.itemsize <= 2 else 32,
@@ -79,16 +91,20 @@ def _expert_outer_products(
     x_column: tl.tensor,
     y_row: tl.tensor,
     y_column: tl.tensor,
+    BY_COLUMNS: tl.constexpr,
     BLOCK_IN: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
     BLOCK_N: tl.constexpr,
     SUM: tl.constexpr,
 ) -> None:
     """One tile of one expert's matrix, over all of its routes in order."""
-    expert = tl.program_id(1).to(tl.int64)
+    if BY_COLUMNS:
+        expert, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    else:
+        expert, block = tl.program_id(1).to(tl.int64), tl.program_id(0)
     columns = tl.cdiv(d_out, BLOCK_OUT)
-    in_D = tl.program_id(0) // columns * BLOCK_IN + tl.arange(0, BLOCK_IN)
-    out_F = tl.program_id(0) % columns * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    in_D = block // columns * BLOCK_IN + tl.arange(0, BLOCK_IN)
+    out_F = block % columns * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     inside_D, inside_F = in_D < d_in, out_F < d_out
     begin = tl.load(ends_ptr + expert - 1, mask=expert > 0, other=0)
     end = tl.load(ends_ptr + expert)

@@ -43,6 +43,7 @@ def gather_matmul(
     scale_Q: Tensor | None = None,
     relu: bool = False,
     dot: Dot | None = None,
+    tile_P: Tensor | None = None,
 ) -> None:
     """Write `out_OF` as the file says. Sums are float32, or float64 for float64 inputs.
 
@@ -51,6 +52,7 @@ def gather_matmul(
         out_OF: written at the rows `to_Q`; others are left as they are.
         from_Q, to_Q: int64, in expert order; None: route q has row q.
         scale_Q: in expert order; None: 1.
+        tile_P: the order that programs take the tiles in (`tile_order`); None: expert by expert. Changes no bit of the result.
     """
     n_routes, (n_experts, d_in, d_out) = plan.order_Q.shape[0], w_EDF.shape
     if n_routes == 0 or d_out == 0:
@@ -70,6 +72,7 @@ def gather_matmul(
         dot.dot_Q if dot is not None else None,
         plan.ends_E,
         plan.tile_ends_E,
+        tile_P,
         n_experts,
         d_in,
         d_out,
@@ -134,6 +137,7 @@ def _gather_matmul(
     dot_ptr: tl.tensor,
     ends_ptr: tl.tensor,
     tile_ends_ptr: tl.tensor,
+    tile_ptr: tl.tensor,
     n_experts: tl.tensor,
     d_in: tl.tensor,
     d_out: tl.tensor,
@@ -158,6 +162,8 @@ def _gather_matmul(
 ) -> None:
     """One tile of routes of one expert, by one block of columns; with DOT all columns, one block after the other."""
     tile = (tl.program_id(0) // columns).to(tl.int64)
+    if tile_ptr is not None:
+        tile = tl.load(tile_ptr + tile)
     expert = expert_of(tile, tile_ends_ptr, n_experts, EXPERTS)
     if expert >= n_experts:
         return

@@ -43,22 +43,28 @@ def _backward(
     order_Q: Tensor,
     ends_E: Tensor,
     tile_ends_E: Tensor,
+    needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, w and weight."""
+    """Gradients of x, w and weight; of those that nobody needs, a tensor without entries."""
+    needs_x, needs_w, needs_weight = needs
     plan = Plan(order_Q, ends_E, tile_ends_E, tile_rows(x_RD.dtype))
     in_Q, out_Q, scale_Q = in_row_Q[order_Q], out_row_Q[order_Q], weight_Q[order_Q]
-    part_QD, dot_Q = x_RD.new_empty(len(order_Q), x_RD.shape[1]), torch.empty_like(weight_Q)
-    # Without the weight this serves both: its dot product with the row is the weight's gradient.
-    dot = Dot(x_RD, in_Q, dot_Q, gate=False)
-    gather_matmul(dy_OF, w_EDF.transpose(1, 2), plan, part_QD, from_Q=out_Q, to_Q=order_Q, scale_Q=scale_Q, dot=dot)
-    dw_EDF = expert_outer_products(x_RD, dy_OF, plan, x_Q=in_Q, y_Q=out_Q, scale_Q=scale_Q)
-    dweight_Q = torch.empty_like(dot_Q).index_copy_(0, order_Q, dot_Q)
-    return sum_by_row(part_QD, row_ends(in_row_Q, len(x_RD))), dw_EDF, dweight_Q
+    dx_RD, dw_EDF, dweight_Q = (tensor.new_empty(0) for tensor in (x_RD, w_EDF, weight_Q))
+    if needs_x or needs_weight:
+        part_QD, dot_Q = x_RD.new_empty(len(order_Q), x_RD.shape[1]), torch.empty_like(weight_Q)
+        # Without the weight this serves both: its dot product with the row is the weight's gradient.
+        dot = Dot(x_RD, in_Q, dot_Q, gate=False)
+        gather_matmul(dy_OF, w_EDF.transpose(1, 2), plan, part_QD, from_Q=out_Q, to_Q=order_Q, scale_Q=scale_Q, dot=dot)
+        dx_RD = sum_by_row(part_QD, row_ends(in_row_Q, len(x_RD))) if needs_x else dx_RD
+        dweight_Q = torch.empty_like(dot_Q).index_copy_(0, order_Q, dot_Q) if needs_weight else dweight_Q
+    if needs_w:
+        dw_EDF = expert_outer_products(x_RD, dy_OF, plan, x_Q=in_Q, y_Q=out_Q, scale_Q=scale_Q)
+    return dx_RD, dw_EDF, dweight_Q
 
 
 @_backward.register_fake
-def _(dy_OF: Tensor, x_RD: Tensor, w_EDF: Tensor, in_row_Q: Tensor, out_row_Q: Tensor, weight_Q: Tensor, *_: Tensor) -> Any:
-    return tuple(tensor.new_empty(tensor.shape) for tensor in (x_RD, w_EDF, weight_Q))
+def _(dy_OF: Tensor, x_RD: Tensor, w_EDF: Tensor, in_row_Q: Tensor, out_row_Q: Tensor, weight_Q: Tensor, *rest: Any) -> Any:
+    return tuple(tensor.new_empty(tensor.shape if there else 0) for tensor, there in zip((x_RD, w_EDF, weight_Q), rest[-1], strict=True))
 
 
 def routed_linear_triton(
@@ -78,7 +84,9 @@ def _keep(ctx: Any, inputs: Any, output: Any) -> None:
 def _differentiate(ctx: Any, dy_OF: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if dy_OF is None:
         return (None,) * 7
-    dx_RD, dw_EDF, dweight_Q = _backward(dy_OF, *ctx.saved_tensors)
+    needs = [ctx.needs_input_grad[place] for place in (0, 1, 5)]
+    made = _backward(dy_OF, *ctx.saved_tensors, needs)
+    dx_RD, dw_EDF, dweight_Q = (gradient if needed else None for gradient, needed in zip(made, needs, strict=True))
     return dx_RD, dw_EDF, None, None, None, dweight_Q, None
 
 

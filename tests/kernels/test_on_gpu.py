@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from drawn_routes import normal
 from torch import Tensor
 
+from kernels import tile_order
 from kernels.expert_mlp import expert_mlp, expert_mlp_reference
+from kernels.expert_mlp_triton import FORMS, expert_mlp_triton
 
 pytestmark = [
     pytest.mark.gpu,
@@ -43,14 +46,18 @@ def results(operation: Callable[..., Tensor], dtype: torch.dtype) -> list[Tensor
     return [y.detach(), *(leaf.grad for leaf in leaves)]
 
 
-def test_bfloat16_against_float64() -> None:
-    found, expected = results(expert_mlp, torch.bfloat16), results(expert_mlp_reference, torch.float64)
+@pytest.mark.parametrize("form", FORMS)
+def test_bfloat16_against_float64(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tile_order, "WINDOW_BYTES", 2**18)
+    found, expected = results(partial(expert_mlp_triton, form=form), torch.bfloat16), results(expert_mlp_reference, torch.float64)
     for number, (mine, theirs) in enumerate(zip(found, expected, strict=True)):
         assert (mine.double() - theirs).norm() / theirs.norm() <= BAR, f"tensor {number}"
 
 
-def test_equal_bits_twice() -> None:
-    first, again = results(expert_mlp, torch.bfloat16), results(expert_mlp, torch.bfloat16)
+@pytest.mark.parametrize("form", FORMS)
+def test_equal_bits_twice(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tile_order, "WINDOW_BYTES", 2**18)
+    first, again = (results(partial(expert_mlp_triton, form=form), torch.bfloat16) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 

@@ -11,7 +11,7 @@ from drawn_routes import normal, with_gradients
 
 from benchmarks.kernel_cases import CASES, Draw, Pair
 from kernels.counting_sort import BLOCK, SCAN_BLOCKS, counting_sort, counting_sort_reference
-from kernels.expert_mlp_triton import expert_mlp_triton
+from kernels.expert_mlp_triton import CHOSEN, expert_mlp_triton
 from kernels.gather_matmul import gather_matmul
 from kernels.routed_linear_triton import routed_linear_triton
 
@@ -90,7 +90,7 @@ def test_operators_are_told_to_the_compiler_as_they_are() -> None:
     leaves, row_Q, expert_Q = layer(3)
     x, weight, up, down = (leaf.requires_grad_() for leaf in leaves)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(torch.ops.mootron.expert_mlp.default, (x, row_Q, expert_Q, weight, up, down, False), test_utils=checks)
+    torch.library.opcheck(torch.ops.mootron.expert_mlp.default, (x, row_Q, expert_Q, weight, up, down, False, CHOSEN), test_utils=checks)
     arguments = (x, up, row_Q, row_Q, expert_Q, weight, 20)
     torch.library.opcheck(torch.ops.mootron.routed_linear.default, arguments, test_utils=checks)
 
