@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.roofline import BF16, FP32, INT64, Work
+from benchmarks.floors import BF16, FP32, INT64, Work
 from kernels.tile_order import WINDOW_BYTES
 from kernels.tiles import tile_rows
 from model.config import ModelConfig, SigmaMoEConfig

@@ -14,12 +14,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.floors import DEVICES, NAMES
 from benchmarks.form_floors import form_floors
-from benchmarks.kernels import Shape, measure
-from benchmarks.roofline import DEVICES
+from benchmarks.kernel_forms import Shape, dense_layer, draw_layer
+from benchmarks.kernel_times import kernel_times
+from benchmarks.timing import measure
 from kernels.expert_mlp_triton import FORMS, expert_mlp_triton
 from model.config import SigmaMoEConfig
 from model.paper import PAPER
@@ -34,24 +35,15 @@ class Passes(NamedTuple):
 
 def passes(shape: Shape, tokens: int, dtype: torch.dtype, device: str) -> dict[str, Passes]:
     """Every form, and `dense`, on the same rows; forms on the same random routes."""
-
-    def draw(*sizes: int) -> Tensor:
-        return (torch.randn(*sizes, device=device) / sizes[-1] ** 0.5).to(dtype).requires_grad_()
-
-    x_SD, dy_SD = draw(tokens, shape.width), draw(tokens, shape.width).detach()
-    up_EDF, down_EFD = draw(shape.n_experts, shape.width, shape.narrow), draw(shape.n_experts, shape.narrow, shape.width)
-    expert_Q = torch.rand(tokens, shape.n_experts, device=device).topk(shape.top_k).indices.flatten()
-    row_Q = torch.arange(tokens, device=device).repeat_interleave(shape.top_k)
-    weight_Q = torch.rand(tokens * shape.top_k, device=device).requires_grad_()
-    wide_in, wide_out = draw(shape.top_k * shape.narrow, shape.width), draw(shape.width, shape.top_k * shape.narrow)
+    layer = draw_layer(shape, tokens, dtype, device)
+    row_Q, expert_Q = torch.arange(tokens, device=device).repeat_interleave(shape.top_k), layer.expert_TK.flatten()
 
     def of_form(name: str) -> Callable[[], Tensor]:
-        return lambda: expert_mlp_triton(x_SD, row_Q, expert_Q, weight_Q, up_EDF, down_EFD, form=name)
+        experts = layer.up_EDF, layer.down_EFD
+        return lambda: expert_mlp_triton(layer.x_TD, row_Q, expert_Q, layer.weight_TK.flatten(), *experts, form=name)
 
-    leaves = [x_SD, weight_Q, up_EDF, down_EFD]
-    found = {name: _passes(of_form(name), leaves, dy_SD) for name in FORMS}
-    dense = _passes(lambda: F.linear(torch.relu(F.linear(x_SD, wide_in)), wide_out), [x_SD, wide_in, wide_out], dy_SD)
-    return found | {"dense": dense}
+    found = {name: _passes(of_form(name), layer.leaves, layer.dy_TD) for name in FORMS}
+    return found | {"dense": _passes(*dense_layer(layer), layer.dy_TD)}
 
 
 def _passes(forward: Callable[[], Tensor], leaves: list[Tensor], cotangent: Tensor) -> Passes:
@@ -109,13 +101,9 @@ def print_floors(size: str, tokens: int) -> None:
 def print_launches(found: dict[str, Passes]) -> None:
     """What each kernel took, one pass of each form."""
     for name, form in found.items():
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-            form.forward()
-            form.backward()
-            torch.cuda.synchronize()
         print(name)
-        for event in sorted(profile.key_averages(), key=lambda event: -event.device_time_total):
-            print(f"  {event.device_time_total:>9.0f} us  {event.count:>3} x {event.key[:60]}")
+        for kernel in kernel_times(lambda form=form: (form.forward(), form.backward()), "cuda"):  # type: ignore[misc]
+            print(f"  {1e6 * kernel.seconds:>9.0f} us  {kernel.calls:>3} x {kernel.name[:60]}")
 
 
 def main(argv: list[str]) -> int:
@@ -133,8 +121,7 @@ def main(argv: list[str]) -> int:
     config, title = PAPER[args.size], torch.cuda.get_device_name()
     assert isinstance(config.feed_forward, SigmaMoEConfig)
     shape = Shape(config.d_model, config.feed_forward.d_expert, config.feed_forward.n_experts, config.feed_forward.top_k)
-    device = next((name for name in DEVICES if name.split("-")[0] in title), None)
-    floors = {} if device is None else floors_of(args.size, args.tokens, device)
+    floors = floors_of(args.size, args.tokens, NAMES[title]) if title in NAMES else {}
     found = passes(shape, args.tokens, torch.bfloat16, "cuda")
     print(f"{title}, {args.size}, {args.tokens} tokens, bf16, ms (floor)")
     print(f"{'form':<22}{'forward':>17}{'backward':>17}{'both':>17}{'over dense':>12}")

@@ -9,13 +9,14 @@ Shape suffixes: Q routes, E experts, D and F widths, S rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import mock
 
-import torch
 from torch import Tensor
 
+from benchmarks.kernel_draw import WIDTHS, Draw, Pair, differentiated
+from benchmarks.peer_cases import gather_dot_case, gather_sum_case, peer_case, segment_sums_case
+from benchmarks.stream_cases import norm_read_case, route_case
 from kernels import tile_order as tile_order_file
 from kernels.counting_sort import Plan, counting_sort, counting_sort_reference
 from kernels.expert_mlp import expert_mlp_reference
@@ -23,90 +24,12 @@ from kernels.expert_mlp_triton import FORMS, expert_mlp_triton
 from kernels.expert_outer_products import expert_outer_products, expert_outer_products_reference
 from kernels.fused_expert_mlp import WIDEST_EXPERT, fused_expert_mlp, fused_expert_mlp_reference
 from kernels.gather_matmul import Dot, gather_matmul, gather_matmul_reference
-from kernels.norm_read import Read, norm_read_reference
-from kernels.norm_read_triton import norm_read_triton
-from kernels.peer import ACTIVATIONS, peer, peer_reference
 from kernels.routed_linear import routed_linear_reference
 from kernels.routed_linear_triton import routed_linear_triton
-from kernels.router_triton import route_reference, route_triton
-from kernels.segment_sums import segment_sums_reference
-from kernels.segment_sums_triton import segment_sums_triton
 from kernels.sum_by_row import row_ends, sum_by_row, sum_by_row_reference
-from kernels.table_rows import gather_dot, gather_dot_reference, gather_sum, gather_sum_reference
 from kernels.tile_order import tile_order, tile_order_reference
 
 TILE_ROWS = 32
-WIDTHS = (1, 8, 16, 82, 130, 412)
-
-
-class Pair(NamedTuple):
-    """A kernel's tensor and what it should be; integers are to be equal, floats within 1e-5 of the largest entry."""
-
-    name: str
-    found: Tensor
-    expected: Tensor
-
-    def error(self) -> float:
-        """Largest difference over the largest value; for integers 0 or infinity. A NaN is infinity."""
-        if self.found.shape != self.expected.shape or not self.found.is_floating_point():
-            return 0.0 if torch.equal(self.found, self.expected) else torch.inf
-        if self.found.numel() == 0:
-            return 0.0
-        found, expected = self.found.double(), self.expected.double()
-        error = float((found - expected).abs().max() / expected.abs().max().clamp_min(torch.finfo(torch.float64).tiny))
-        return error if error == error else torch.inf
-
-
-class Draw:
-    """Numbers and tensors from one seed."""
-
-    def __init__(self, seed: int) -> None:
-        self._generator = torch.Generator().manual_seed(seed)
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
-
-    def number(self, least: int, most: int) -> int:
-        """An integer, both ends included."""
-        return int(torch.randint(least, most + 1, (), generator=self._generator))
-
-    def one_of(self, choices: Any) -> Any:
-        """One of a sequence."""
-        return choices[self.number(0, len(choices) - 1)]
-
-    def normal(self, *shape: int) -> Tensor:
-        """Float32 with gaps of NaN between the rows, so that a wrong stride or a missing mask shows."""
-        gap = self.number(0, 3)
-        block = torch.full((*shape[:-1], shape[-1] + gap), torch.nan)
-        block[..., : shape[-1]] = torch.randn(*shape, generator=self._generator)
-        return block.to(self._device)[..., : shape[-1]]
-
-    def unwritten(self, *shape: int) -> tuple[Tensor, Tensor]:
-        """Where a kernel writes, float32, and where its reference does, float64: NaN until then."""
-        return tuple(torch.full(shape, torch.nan, dtype=dtype, device=self._device) for dtype in (torch.float32, torch.float64))  # type: ignore[return-value]
-
-    def weights(self, n_routes: int) -> Tensor:
-        """Routing weights in 0..1."""
-        return torch.rand(n_routes, generator=self._generator).to(self._device)
-
-    def experts(self, n_routes: int, n_experts: int) -> Tensor:
-        """Experts of routes under one of four loads: even, skewed, one has all, the first ones have none."""
-        load = self.one_of(("even", "skewed", "one has all", "first ones empty"))
-        if load == "one has all":
-            return torch.full((n_routes,), self.number(0, n_experts - 1), device=self._device)
-        first = n_experts // 2 if load == "first ones empty" else 0
-        draw = torch.rand(n_routes, generator=self._generator) ** (4 if load == "skewed" else 1)
-        return first + (draw * (n_experts - first)).long().to(self._device)
-
-    def rows(self, n_routes: int, n_rows: int) -> Tensor:
-        """Ascending rows; some have no route."""
-        return torch.randint(max(n_rows, 1), (n_routes,), generator=self._generator).sort().values.to(self._device)
-
-    def some_rows(self, n_routes: int, n_rows: int) -> Tensor:
-        """Rows in any order."""
-        return torch.randint(n_rows, (n_routes,), generator=self._generator).to(self._device)
-
-    def places(self, n_routes: int) -> Tensor:
-        """A permutation."""
-        return torch.randperm(n_routes, generator=self._generator).to(self._device)
 
 
 def sort_case(draw: Draw) -> Iterator[Pair]:
@@ -205,7 +128,7 @@ def expert_mlp_case(draw: Draw) -> Iterator[Pair]:
     cotangent = draw.normal(n_rows, d_model)
     with mock.patch.object(tile_order_file, "WINDOW_BYTES", 64):  # several windows, however few the rows
         yield from list(
-            _differentiated(
+            differentiated(
                 lambda x, weight, up, down: expert_mlp_triton(x, row_Q, expert_Q, weight, up, down, recompute, form),
                 lambda x, weight, up, down: expert_mlp_reference(x, row_Q, expert_Q, weight, up, down),
                 leaves,
@@ -219,94 +142,11 @@ def routed_linear_case(draw: Draw) -> Iterator[Pair]:
     d_in, d_out, n_routes = draw.one_of(WIDTHS), draw.one_of(WIDTHS), draw.number(0, 120)
     in_row_Q, out_row_Q, expert_Q = draw.rows(n_routes, n_in), draw.rows(n_routes, n_out), draw.experts(n_routes, n_experts)
     leaves = [draw.normal(n_in, d_in), draw.normal(n_experts, d_in, d_out) / d_in**0.5, draw.weights(n_routes)]
-    yield from _differentiated(
+    yield from differentiated(
         lambda x, w, weight: routed_linear_triton(x, w, in_row_Q, out_row_Q, expert_Q, weight, n_out),
         lambda x, w, weight: routed_linear_reference(x, w, in_row_Q, out_row_Q, expert_Q, weight, n_out),
         leaves,
         draw.normal(n_out, d_out),
-    )
-
-
-def route_case(draw: Draw) -> Iterator[Pair]:
-    shape = draw.number(0, 3), draw.one_of((1, 5, 40)), draw.one_of((1, 3)), draw.one_of((1, 2, 31, 155, 600))
-    top_k = draw.one_of((1, min(2, shape[3]), min(12, shape[3])))
-    logits_BTME, dsum_BME = draw.normal(*shape), draw.normal(shape[0], *shape[2:])
-    dweight = draw.normal(*shape[:3], top_k)
-    scores_BTME = None
-    if draw.number(0, 1) and top_k < shape[3]:  # expert dropout: some masked, of which some may have to be taken
-        scores_BTME = logits_BTME.masked_fill(draw.normal(*shape) > 0.7, -torch.inf)
-    chosen = route_triton(draw.normal(*shape), top_k)[0] if draw.number(0, 3) == 0 else None
-    found = route_triton(logits_BTME.requires_grad_(), top_k, scores_BTME, chosen)
-    wide = logits_BTME.detach().double().requires_grad_()
-    expected = route_reference(wide, top_k, None if scores_BTME is None else scores_BTME.double(), chosen)
-    for name, mine, theirs in zip(("expert", "weight", "softmax sum"), found, expected, strict=True):
-        yield Pair(name, mine.detach(), theirs.detach())
-    for result, dtype in ((found, torch.float32), (expected, torch.float64)):
-        torch.autograd.backward(result[1:], (dweight.to(dtype), dsum_BME.to(dtype)))
-    assert logits_BTME.grad is not None and wide.grad is not None
-    yield Pair("gradient", logits_BTME.grad, wide.grad)
-
-
-def norm_read_case(draw: Draw) -> Iterator[Pair]:
-    # Of width 1 the gain's gradient is 0, which has no relative error; a test of its own has it.
-    width, n_rows = draw.one_of(WIDTHS[1:]), draw.number(0, 150)
-    # The interpreter does not round to bfloat16: a float64 stream is to float32 weights what a float32 one is to bfloat16.
-    stream = draw.normal(n_rows, width).to(draw.one_of((torch.float32, torch.float64)))
-    leaves = [stream, draw.normal(width) + 1.0, draw.normal(width)]
-    leaves += [draw.normal(n_rows, width)] if draw.number(0, 1) else []
-    data = bool(draw.number(0, 1))
-
-    def joined(operation: Callable[..., Read]) -> Callable[..., Tensor]:
-        def results(x: Tensor, gain: Tensor, bias: Tensor, y: Tensor | None = None) -> Tensor:
-            return torch.cat([tensor for tensor in operation(x, y, gain, bias, 1e-5, data) if tensor is not None])
-
-        return results
-
-    cotangent = draw.normal((3 if data else 2) * n_rows, width).to(stream.dtype)
-    yield from _differentiated(joined(norm_read_triton), joined(norm_read_reference), leaves, cotangent)
-
-
-def segment_sums_case(draw: Draw) -> Iterator[Pair]:
-    index_TR, n_rows = _picks(draw)
-    coefficients = [draw.normal(*index_TR.shape) for _ in range(2)]
-    rows = [draw.normal(len(index_TR), draw.one_of((*WIDTHS, 1030))) for _ in range(2)]
-    found = segment_sums_triton(index_TR, n_rows, coefficients, rows)
-    wide = ([tensor.double() for tensor in side] for side in (coefficients, rows))
-    for mine, theirs in zip(found, segment_sums_reference(index_TR, n_rows, *wide), strict=True):
-        yield Pair("sum", mine, theirs)
-
-
-def gather_dot_case(draw: Draw) -> Iterator[Pair]:
-    (index_TR, n_rows), width = _picks(draw), draw.one_of(WIDTHS)
-    leaves = [draw.normal(len(index_TR), width), draw.normal(n_rows, width)]
-    yield from _on_triton(
-        lambda x, table: gather_dot(x, table, index_TR),
-        lambda x, table: gather_dot_reference(x, table, index_TR),
-        leaves,
-        draw.normal(*index_TR.shape),
-    )
-
-
-def gather_sum_case(draw: Draw) -> Iterator[Pair]:
-    (index_TR, n_rows), width = _picks(draw), draw.one_of(WIDTHS)
-    leaves = [draw.normal(*index_TR.shape), draw.normal(n_rows, width)]
-    yield from _on_triton(
-        lambda coefficient, table: gather_sum(coefficient, table, index_TR),
-        lambda coefficient, table: gather_sum_reference(coefficient, table, index_TR),
-        leaves,
-        draw.normal(len(index_TR), width),
-    )
-
-
-def peer_case(draw: Draw) -> Iterator[Pair]:
-    (index_TR, n_rows), width, activation = _picks(draw), draw.one_of(WIDTHS), draw.one_of(tuple(ACTIVATIONS))
-    tables = [draw.normal(n_rows, width) / width**0.5 for _ in range(2)]
-    leaves = [draw.normal(len(index_TR), width), draw.weights(index_TR.numel()).view(index_TR.shape), *tables]
-    yield from _on_triton(
-        lambda x, weight, down, up: peer(x, index_TR, weight, down, up, activation),
-        lambda x, weight, down, up: peer_reference(x, index_TR, weight, down, up, activation),
-        leaves,
-        draw.normal(len(index_TR), width),
     )
 
 
@@ -335,36 +175,7 @@ def _plan(draw: Draw) -> tuple[Plan, int, int]:
     return counting_sort_reference(draw.experts(n_routes, n_experts), n_experts, TILE_ROWS), n_routes, n_experts
 
 
-def _picks(draw: Draw) -> tuple[Tensor, int]:
-    """Rows of a table that tokens pick, [T, R]: at times a run long enough for a piece; and how many rows the table has."""
-    n_tokens, n_routes, n_rows = draw.number(0, 16), draw.one_of((1, 3, 16, 40)), draw.one_of((1, 2, 7, 30))
-    return draw.experts(n_tokens * n_routes, n_rows).view(n_tokens, n_routes), n_rows
-
-
-def _on_triton(kernel: Callable[..., Tensor], reference: Callable[..., Tensor], leaves: list[Tensor], cotangent: Tensor) -> Iterator[Pair]:
-    """`_differentiated` of an operation that picks its form by device, with the Triton one picked anywhere."""
-    with ExitStack() as patches:
-        for room in ("peer", "segment_sums", "table_rows"):
-            patches.enter_context(mock.patch(f"kernels.{room}.runs_triton", return_value=True))
-        pairs = list(_differentiated(kernel, reference, leaves, cotangent))
-    yield from pairs
-
-
 def _some_order(draw: Draw, plan: Plan) -> Tensor | None:
     """An order of tiles, or none."""
     windows = draw.number(0, 3)
     return tile_order_reference(plan, windows) if windows else None
-
-
-def _differentiated(
-    kernel: Callable[..., Tensor], reference: Callable[..., Tensor], leaves: list[Tensor], cotangent: Tensor
-) -> Iterator[Pair]:
-    """The result and every gradient."""
-    mine, theirs = [leaf.requires_grad_() for leaf in leaves], [leaf.detach().double().requires_grad_() for leaf in leaves]
-    found, expected = kernel(*mine), reference(*theirs)
-    found.backward(cotangent)
-    expected.backward(cotangent.double())
-    yield Pair("result", found.detach(), expected.detach())
-    for number, (a, b) in enumerate(zip(mine, theirs, strict=True)):
-        assert a.grad is not None
-        yield Pair(f"gradient {number}", a.grad, torch.zeros_like(b) if b.grad is None else b.grad)

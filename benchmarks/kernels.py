@@ -1,173 +1,147 @@
-"""The expert layer and SwitchHead's maps beside dense layers of equal work and torch's grouped_mm, forward and backward, on this device.
+"""The expert layer and SwitchHead's maps beside dense layers of equal work, torch's grouped_mm and other projects' layers, on this device.
 
-    ./launch.sh bench kernels [--sizes 44M ...] [--tokens 2048] [--dtype bf16] [--rounds 9]
+    ./launch.sh bench kernels [--sizes 44M ...] [--tokens 2048] [--dtype bf16] [--rounds 9] [--rivals .rivals]
+    ./launch.sh bench kernels --operations [--sizes 244M]      each launch alone, beside its floor (needs an accelerator)
+    ./launch.sh bench kernels --tune [--sizes 244M]            other tiles, warps and stages for the matrix products
 
-In every round each form runs once in changed order; times are medians over rounds, ratios medians of the rounds' ratios. On a CPU one
-thread runs and times are of the processor. `spec` is d_model 416, 156 experts of width 128, 12 a token.
+Forward and backward. In every round each form runs once in changed order; times are medians over rounds, ratios medians of the
+rounds' ratios. On a CPU one thread runs and times are of the processor. `spec` is d_model 416, 156 experts of width 128, 12 a token;
+`d768` to `d4096` are the shapes of cvmm_codex's own benchmark, with their tokens. The dense form of `loss` is torch's cross-entropy, with
+all logits. What other projects' layers need: benchmarks/rivals.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable
-from typing import NamedTuple
+from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from kernels.expert_mlp import expert_mlp
-from kernels.routed_linear import routed_linear
-from model.config import SigmaMoEConfig, SwitchHeadConfig
+from benchmarks.comparison import DENSE, HEADER, OURS, Comparison, compare, show
+from benchmarks.floors import DEVICES, NAMES, Device
+from benchmarks.kernel_forms import draw_layer, layer_forms, loss_forms
+from benchmarks.kernel_shapes import SIZES, Size
+from benchmarks.map_forms import map_forms
+from benchmarks.results import figure, head, machine, table
+from benchmarks.rivals import rival_forms
+from benchmarks.roofline import kernels, whole
+from benchmarks.timing import measure
 from model.paper import PAPER
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-CPU_BAR = 3.0
-WARM_UP_ROUNDS = 2
-
-
-class Shape(NamedTuple):
-    """Of an expert layer: model width, expert width, experts, experts a token."""
-
-    width: int
-    narrow: int
-    n_experts: int
-    top_k: int
-
-
-SPEC = Shape(416, 128, 156, 12)
-Form = Callable[[], object]
-
-
-def ffn_forms(shape: Shape, tokens: int, dtype: torch.dtype, device: str) -> dict[str, Form]:
-    """One forward and backward of the FFN in each form, on the same random routes."""
-    draw = _Leaves(dtype, device)
-    x_SD, dy_SD = draw(tokens, shape.width), draw(tokens, shape.width).detach()
-    up, down = draw(shape.n_experts, shape.width, shape.narrow), draw(shape.n_experts, shape.narrow, shape.width)
-    expert_TK = torch.rand(tokens, shape.n_experts, device=device).topk(shape.top_k).indices
-    weight_Q = torch.rand(tokens * shape.top_k, device=device).requires_grad_()
-    row_Q = torch.arange(tokens, device=device).repeat_interleave(shape.top_k)
-    wide_in, wide_out = draw(shape.top_k * shape.narrow, shape.width), draw(shape.width, shape.top_k * shape.narrow)
-
-    def ours() -> Tensor:
-        return expert_mlp(x_SD, row_Q, expert_TK.flatten(), weight_Q, up, down)
-
-    def dense() -> Tensor:
-        return F.linear(torch.relu(F.linear(x_SD, wide_in)), wide_out)
-
-    def grouped() -> Tensor:
-        sorted_Q, order_Q = expert_TK.flatten().sort(stable=True)
-        ends_E = torch.searchsorted(sorted_Q, torch.arange(shape.n_experts, device=device), right=True).int()
-        hidden_QF = torch.relu(F.grouped_mm(x_SD[row_Q[order_Q]], up, offs=ends_E))
-        answer_QD = F.grouped_mm(hidden_QF, down, offs=ends_E) * weight_Q[order_Q, None].to(dtype)
-        return torch.zeros_like(x_SD).index_add(0, row_Q[order_Q], answer_QD)
-
-    leaves = [x_SD, weight_Q, up, down]
-    forms = {"ours": _both_ways(ours, leaves, dy_SD), "dense": _both_ways(dense, [x_SD, wide_in, wide_out], dy_SD)}
-    # torch's takes rows of whole 16 bytes only: not the 412 of the 44M model in bf16.
-    aligned = all(width * dtype.itemsize % 16 == 0 for width in (shape.width, shape.narrow))
-    return forms | ({"grouped_mm": _both_ways(grouped, leaves, dy_SD)} if aligned else {})
-
-
-def linear_forms(config: SwitchHeadConfig, width: int, tokens: int, dtype: torch.dtype, device: str, output: bool) -> dict[str, Form]:
-    """SwitchHead's value or output map beside a dense map of equal work."""
-    draw = _Leaves(dtype, device)
-    heads, taken = config.n_heads, config.n_heads * config.top_k
-    d_in, d_out = (config.d_head, width) if output else (width, config.d_head)
-    rows_in, rows_out = (tokens * heads, tokens) if output else (tokens, tokens * heads)
-    x_RD, w_EDF, dy_OF = draw(rows_in, d_in), draw(heads * config.n_experts, d_in, d_out), draw(rows_out, d_out).detach()
-    expert_THK = torch.rand(tokens, heads, config.n_experts, device=device).topk(config.top_k).indices
-    flat_Q = (expert_THK + torch.arange(heads, device=device)[:, None] * config.n_experts).flatten()
-    token_Q = torch.arange(tokens, device=device).repeat_interleave(taken)
-    by_head_Q = torch.arange(tokens * heads, device=device).repeat_interleave(config.top_k)
-    weight_Q = torch.rand(tokens * taken, device=device).requires_grad_()
-    in_Q, out_Q = (by_head_Q, token_Q) if output else (token_Q, by_head_Q)
-    wide_x = draw(tokens, taken * config.d_head if output else width)
-    wide_w = draw(width, taken * config.d_head) if output else draw(taken * config.d_head, width)
-    wide_dy = draw(tokens, wide_w.shape[0]).detach()
-    ours = _both_ways(lambda: routed_linear(x_RD, w_EDF, in_Q, out_Q, flat_Q, weight_Q, rows_out), [x_RD, w_EDF, weight_Q], dy_OF)
-    return {"ours": ours, "dense": _both_ways(lambda: F.linear(wide_x, wide_w), [wide_x, wide_w], wide_dy)}
-
-
-class _Leaves:
-    """Draws tensors that want a gradient."""
-
-    def __init__(self, dtype: torch.dtype, device: str) -> None:
-        self._dtype, self._device = dtype, device
-
-    def __call__(self, *shape: int) -> Tensor:
-        return (torch.randn(*shape, device=self._device) / shape[-1] ** 0.5).to(self._dtype).requires_grad_()
-
-
-def _both_ways(forward: Callable[[], Tensor], leaves: list[Tensor], cotangent: Tensor) -> Form:
-    return lambda: torch.autograd.grad(forward(), leaves, cotangent)
-
-
-def measure(forms: dict[str, Form], rounds: int, device: str) -> dict[str, list[float]]:
-    """Seconds of every form in every round."""
-    found: dict[str, list[float]] = {name: [] for name in forms}
-    names = list(forms)
-    for number in range(-WARM_UP_ROUNDS, rounds):
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            seconds = _device_seconds(forms[name]) if device == "cuda" else _processor_seconds(forms[name])
-            if number >= 0:
-                found[name].append(seconds)
-    return found
-
-
-def _processor_seconds(form: Form) -> float:
-    started = time.process_time()
-    form()
-    return time.process_time() - started
-
-
-def _device_seconds(form: Form) -> float:
-    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    first.record()
-    form()
-    last.record()
-    last.synchronize()
-    return float(first.elapsed_time(last)) / 1e3
-
-
-def report(name: str, found: dict[str, list[float]]) -> float:
-    """Print a line; our time over the dense one's."""
-    ratios = {form: statistics.median(a / b for a, b in zip(times, found["dense"], strict=True)) for form, times in found.items()}
-    parts = [f"{form} {1e3 * statistics.median(times):9.2f} ms ({ratios[form]:.2f})" for form, times in found.items()]
-    print(f"{name:<14}" + "   ".join(parts), flush=True)
-    return ratios["ours"]
+RIVALS = Path(__file__).resolve().parents[1] / ".rivals"
+CPU_BAR, CPU_SIZE, CPU_TOKENS = 3.0, "spec", 2048
+HOPPER_SIZE, HOPPER_TOKENS, HOPPER = "244M", 65536, 9
 
 
 def main(argv: list[str]) -> int:
-    """Measure and print; 1 where the CPU's bar is missed."""
-    parser = argparse.ArgumentParser(prog="bench kernels", description=(__doc__ or "").split("\n", 1)[0])
+    """Measure and print; 1 where a bar is missed."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--sizes", nargs="+", choices=["spec", *PAPER], default=["spec", *(PAPER if device == "cuda" else ["44M"])])
-    parser.add_argument("--tokens", type=int, default=65536 if device == "cuda" else 2048, help="tokens of a visit")
+    args = _arguments(device).parse_args(argv)
+    torch.set_num_threads(1)
+    alone = args.operations or args.tune
+    print(f"{machine()}\n{args.dtype}; {'each alone' if alone else 'forward and backward'}; median of {args.rounds} rounds", flush=True)
+    if not alone:
+        return _side_by_side(args, device)
+    if device == "cpu":
+        print("single launches are Triton kernels: they need an accelerator")
+        return 2
+    for size in (size for size in args.sizes if size in PAPER):
+        tokens = args.tokens or SIZES[size].tokens
+        if args.tune:
+            from benchmarks.tune import tune
+
+            tune(size, tokens, DTYPES[args.dtype], args.seconds)
+        else:
+            print_operations(size, tokens, DTYPES[args.dtype], args.rounds, device)
+    return 0
+
+
+def _arguments(device: str) -> argparse.ArgumentParser:
+    everything = list(SIZES) if device == "cuda" else [CPU_SIZE, "44M"]
+    parser = argparse.ArgumentParser(prog="bench kernels", description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=everything)
+    parser.add_argument("--tokens", type=int, help=f"tokens of a visit (default: each size's own; on a CPU {CPU_TOKENS})")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument("--rounds", type=int, default=9, help="timed rounds (default: 9)")
-    args = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    dtype, missed = DTYPES[args.dtype], False
-    print(f"{args.tokens} tokens, {args.dtype}, {device}; forward and backward, median of {args.rounds} rounds (over the dense layer)")
-    for size in args.sizes:
-        shape = SPEC if size == "spec" else _shape(size)
-        ratio = report(f"{size} ffn", measure(ffn_forms(shape, args.tokens, dtype, device), args.rounds, device))
-        missed |= size == "spec" and device == "cpu" and ratio > CPU_BAR
-        if size != "spec":
-            attention = PAPER[size].attention
-            assert isinstance(attention, SwitchHeadConfig)
-            for name, output in (("value", False), ("output", True)):
-                forms = linear_forms(attention, shape.width, args.tokens, dtype, device, output)
-                report(f"{size} {name}", measure(forms, args.rounds, device))
-    if device == "cpu" and "spec" in args.sizes:
-        print(f"spec ffn over dense: bar {CPU_BAR:.0f}: {'ABOVE' if missed else 'within'}")
-    return int(missed)
+    parser.add_argument("--rivals", type=Path, default=RIVALS, help="folder of other projects' sources (default: .rivals)")
+    parser.add_argument("--no-rivals", action="store_true", help="leave them out: theirs tune themselves, for minutes")
+    parser.add_argument("--operations", action="store_true", help="each launch alone, for the paper's sizes")
+    parser.add_argument("--tune", action="store_true", help="other tiles for the matrix products, for the paper's sizes")
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long to tune one launch (default: 60)")
+    return parser
 
 
-def _shape(size: str) -> Shape:
-    config = PAPER[size]
-    assert isinstance(config.feed_forward, SigmaMoEConfig)
-    return Shape(config.d_model, config.feed_forward.d_expert, config.feed_forward.n_experts, config.feed_forward.top_k)
+def _side_by_side(args: argparse.Namespace, device: str) -> int:
+    missed: list[str] = []
+    print("\n" + head(HEADER), flush=True)
+    for name in args.sizes:
+        size, dtype = SIZES[name], DTYPES[args.dtype]
+        tokens = args.tokens or (size.tokens if device == "cuda" else CPU_TOKENS)
+        layer = draw_layer(size.layer, tokens, dtype, device)
+        rivals, reasons = ({}, {}) if args.no_rivals else rival_forms(args.rivals, layer)
+        compared = compare(layer_forms(layer) | rivals, args.rounds, device, reasons)
+        floor = _floor(size, tokens, args.dtype)
+        print(show(f"{name} ffn, {tokens} tokens", compared, floor), flush=True)
+        missed += _missed(name, tokens, args.dtype, compared, floor)
+        del layer, rivals
+        for title, shape in size.maps.items():
+            mapped = compare(map_forms(shape, tokens, dtype, device), args.rounds, device)
+            print(show(f"{name} {title}", mapped, None), flush=True)
+        if size.config is not None:
+            loss = compare(loss_forms(size.config.d_model, size.config.vocab_size, tokens, dtype, device), args.rounds, device)
+            print(show(f"{name} loss", loss, None), flush=True)
+    print("bars missed: " + "; ".join(missed) if missed else "no bar missed")
+    return int(bool(missed))
+
+
+def _device() -> Device | None:
+    known = NAMES.get(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+    return None if known is None else DEVICES[known]
+
+
+def _floor(size: Size, tokens: int, dtype: str) -> float | None:
+    """Seconds of the FFN as one, where the device is known; the floors are of bf16."""
+    device = _device()
+    return None if device is None or size.config is None or dtype != "bf16" else whole(size.config, tokens).seconds(device)
+
+
+def _missed(name: str, tokens: int, dtype: str, compared: Comparison, floor: float | None) -> list[str]:
+    """On a CPU the bar is of `spec`, on Hopper those of 244M with 65,536 tokens in bf16; rivals that are missing miss nothing."""
+    over_dense = compared.over(OURS, DENSE) or 0.0
+    if not torch.cuda.is_available():
+        return [f"{name} over dense {over_dense:.2f}, bar {CPU_BAR:.0f}"] * (name == CPU_SIZE and over_dense > CPU_BAR)
+    if (name, tokens, dtype) != (HOPPER_SIZE, HOPPER_TOKENS, "bf16") or torch.cuda.get_device_capability()[0] != HOPPER:
+        return []
+    missed = [f"over dense {over_dense:.2f}, bar 1.45"] * (over_dense > 1.45)
+    for rival, bar in (("cvmm", 2.0), ("cvmm_codex", 1.0), ("ScatterMoE", 1.0)):
+        speed_up = compared.over(rival, OURS)
+        if speed_up is not None and speed_up <= bar:
+            missed.append(f"{speed_up:.2f}x as fast as {rival}, bar {bar:g}")
+    if floor is not None:
+        reached = floor / statistics.median(compared.times[OURS])
+        missed += [f"{reached:.0%} of the floor's speed, bar 70%"] * (reached < 0.7)
+    return missed
+
+
+def print_operations(name: str, tokens: int, dtype: torch.dtype, rounds: int, device: str) -> None:
+    """A table of every launch of a visit, beside its floor where the device is known."""
+    from benchmarks.kernel_operations import operations
+
+    config, known = PAPER[name], _device()
+    floors = kernels(config, tokens) if known is not None and dtype == torch.bfloat16 else {}
+    times = measure(operations(config, tokens, dtype, device), rounds, device)
+    rows = []
+    for operation, seconds in times.items():
+        median = statistics.median(seconds)
+        floor = floors[operation].seconds(known) if known is not None and floors else None
+        share = figure(None if floor is None else floor / median, ".0%")
+        rows.append([f"{name} {operation}", f"{1e6 * median:.0f}", figure(floor and 1e6 * floor, ".0f"), share])
+    print("\n" + table([f"launch, {tokens} tokens", "us", "floor us", "of floor"], rows), flush=True)
+
+
+if __name__ == "__main__":
+    import sys
+
+    raise SystemExit(main(sys.argv[1:]))

@@ -15,9 +15,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from benchmarks.kernels import Form, measure
-from benchmarks.roofline import Memory
-from benchmarks.roofline import peer as floors
+from benchmarks.peer_floors import Memory
+from benchmarks.peer_floors import peer as floors
+from benchmarks.timing import Form, measure, ratio
 from kernels.peer import peer, peer_reference
 
 
@@ -60,8 +60,11 @@ def main(argv: list[str]) -> int:
     print(f"{args.tokens} tokens, width {args.width}, {shape.n_experts} experts, {args.picks} a token, {dtype}, {device}")
     for title, of_title in forms(shape, args.tokens, dtype, device).items():
         found = measure(of_title, args.rounds, device)
-        ratio = statistics.median(a / b for a, b in zip(found["ours"], found["gathered"], strict=True))
         ours, gathered = (statistics.median(found[name]) for name in ("ours", "gathered"))
+        over = ratio(found["ours"], found["gathered"])
         speed = f", {least[title] / ours / 1e12:.2f} TB/s" if device == "cuda" else ""
-        print(f"{title:<10} ours {1e3 * ours:9.2f} ms{speed}   gathered {1e3 * gathered:9.2f} ms   ratio {ratio:.2f}", flush=True)
+        print(
+            f"{title:<10} ours {1e3 * ours:9.2f} ms{speed}   gathered {1e3 * gathered:9.2f} ms   ratio {over:.2f}",
+            flush=True,
+        )
     return 0

@@ -54,7 +54,8 @@ def main(argv: list[str]) -> int:
 
 def worst_error(name: str, seed: int) -> tuple[float, str]:
     """Of one kernel on one shape, and of which of its tensors."""
-    from benchmarks.kernel_cases import CASES, Draw
+    from benchmarks.kernel_cases import CASES
+    from benchmarks.kernel_draw import Draw
 
     torch.set_num_threads(1)
     return max((pair.error(), f"{pair.name} of seed {seed}") for pair in CASES[name](Draw(seed)))

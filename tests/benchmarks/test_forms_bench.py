@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.form_floors import form_floors
 from benchmarks.forms import floors_of, main, medians, passes, report
-from benchmarks.kernels import Shape
+from benchmarks.kernel_forms import Shape
 from kernels.expert_mlp_triton import FORMS
 from model.paper import PAPER
 

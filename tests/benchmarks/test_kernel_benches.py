@@ -7,27 +7,56 @@ from typing import Any, cast
 import pytest
 import torch
 
+from benchmarks import kernels as bench
 from benchmarks import peer as peer_bench
-from benchmarks.kernels import Shape, ffn_forms, linear_forms, report
-from benchmarks.roofline import DEVICES, PEER, Memory, Work, kernels, main, peer, readers, stream, whole
-from model.config import SwitchHeadConfig
+from benchmarks.comparison import Comparison, compare, relative_error, show
+from benchmarks.floors import DEVICES, NAMES, Work
+from benchmarks.kernel_forms import Shape, draw_layer, layer_forms, loss_forms
+from benchmarks.kernel_operations import operations
+from benchmarks.kernel_shapes import SIZES
+from benchmarks.map_forms import MapShape, map_forms, rows_of_routes
+from benchmarks.peer_floors import PEER, Memory, peer
+from benchmarks.roofline import kernels, main, whole
+from benchmarks.stream_floors import readers, stream
+from model.config import DepthConfig, ModelConfig, SigmaMoEConfig, SwitchHeadConfig
 from model.paper import PAPER
+
+MAPS = {"value": MapShape(16, 4, 3, 5, 2, 1, 3), "output": MapShape(4, 16, 3, 5, 2, 3, 1), "ff_up": MapShape(16, 8, 1, 5, 2, 1, 2)}
+
+
+def gradients(form: object) -> list[torch.Tensor]:
+    return cast(Any, form)()
 
 
 def test_the_forms_of_the_expert_layer_give_the_same_gradients() -> None:
-    forms = ffn_forms(Shape(16, 8, 5, 2), 40, torch.float32, "cpu")
-    ours, grouped = (cast(Any, forms[name])() for name in ("ours", "grouped_mm"))
-    assert len(ours) == 4 and all(torch.allclose(a, b, atol=1e-5) for a, b in zip(ours, grouped, strict=True))
+    forms = layer_forms(draw_layer(Shape(16, 8, 5, 2), 40, torch.float32, "cpu"))
+    ours = gradients(forms["ours"])
+    assert len(ours) == 4 and relative_error(gradients(forms["grouped_mm"]), ours) < 1e-5
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_the_forms_of_a_map_give_the_same_gradients(name: str) -> None:
+    forms = map_forms(MAPS[name], 12, torch.float32, "cpu")
+    ours = gradients(forms["ours"])
+    assert len(ours) == (2 if name == "ff_up" else 3) and relative_error(gradients(forms["grouped_mm"]), ours) < 1e-5
+
+
+def test_rows_of_routes_ascend_and_are_even() -> None:
+    assert rows_of_routes(2, 6, 3, "cpu").tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert rows_of_routes(2, 2, 1, "cpu").tolist() == [0, 0, 1, 1] and rows_of_routes(2, 2, 2, "cpu").tolist() == [0, 1, 2, 3]
+
+
+def test_the_forms_of_the_loss_take_the_same_leaves() -> None:
+    forms = loss_forms(8, 30, 12, torch.float32, "cpu")
+    assert [[tuple(g.shape) for g in gradients(form)] for form in forms.values()] == [[(12, 8), (30, 8), (30,)]] * 2
 
 
 def test_the_dense_layers_have_the_same_products() -> None:
     """Elements of the gradient of the dense weights = products a token / 2: routes a token x both widths."""
-    _, up, down = cast(Any, ffn_forms(Shape(16, 8, 5, 2), 4, torch.float32, "cpu")["dense"])()
+    _, up, down = gradients(layer_forms(draw_layer(Shape(16, 8, 5, 2), 4, torch.float32, "cpu"))["dense"])
     assert up.numel() == down.numel() == 2 * 16 * 8
-    config = SwitchHeadConfig(n_heads=3, d_head=4, n_experts=5, top_k=2)
-    for output in (False, True):
-        forms = linear_forms(config, 16, 4, torch.float32, "cpu", output)
-        assert cast(Any, forms["dense"])()[1].numel() == 3 * 2 * 16 * 4 and len(cast(Any, forms["ours"])()) == 3
+    for shape in MAPS.values():
+        assert gradients(map_forms(shape, 4, torch.float32, "cpu")["dense"])[1].numel() == shape.taken * shape.d_in * shape.d_out
 
 
 def test_the_forms_of_peer_give_the_same(capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,9 +69,57 @@ def test_the_forms_of_peer_give_the_same(capsys: pytest.CaptureFixture[str]) -> 
     assert "4 tokens, width 8, 9 experts, 2 a token" in capsys.readouterr().out
 
 
-def test_ratios_are_medians_of_the_rounds_ratios(capsys: pytest.CaptureFixture[str]) -> None:
-    assert report("x", {"ours": [1.0, 6.0, 9.0], "dense": [1.0, 2.0, 9.0]}) == 1.0
-    assert "ours   6000.00 ms (1.00)" in capsys.readouterr().out
+def test_shapes_are_those_published() -> None:
+    assert SIZES["244M"].layer == Shape(1024, 128, 387, 16) and SIZES["244M"].maps["output"] == MapShape(128, 1024, 4, 10, 2, 4, 1)
+    assert SIZES["d1024"].tokens == 16384 and SIZES["d1024"].maps["switch_v"] == MapShape(1024, 64, 1, 512, 32, 1, 32)
+    assert SIZES["d768"].maps["switch_o"] == MapShape(64, 768, 1, 384, 24, 24, 1) and list(SIZES["d4096"].maps) == ["ff_up", "ff_down"]
+
+
+def test_a_form_that_fails_is_named_with_its_reason_and_ours_may_not() -> None:
+    def broken() -> object:
+        raise ValueError("no | such kernel\nmore")
+
+    one = torch.ones(2)
+    compared = compare(
+        {"ours": lambda: (one,), "dense": lambda: (), "rival": lambda: (2 * one,), "broken": broken}, 1, "cpu", {"absent": "why"}
+    )
+    rows = [line.split(" | ") for line in show("work", compared, None).splitlines()]
+    assert [row[1] for row in rows] == ["ours", "dense", "rival", "absent", "broken"]
+    assert [row[-1].strip(" |") for row in rows[2:]] == ["differs by 1.0e+00", "why", "ValueError: no / such kernel"]
+    with pytest.raises(ValueError):
+        compare({"ours": broken}, 1, "cpu")
+
+
+def test_bars() -> None:
+    compared = Comparison({"ours": [1.0, 6.0, 9.0], "dense": [1.0, 1.5, 9.0], "cvmm": [1.0, 12.0, 17.0]}, {}, {})
+    assert compared.over("ours", "dense") == 1.0 and compared.over("ours", "ScatterMoE") is None
+    assert bench._missed("spec", 2048, "bf16", compared, None) == []
+    slow = Comparison({"ours": [4.0], "dense": [1.0]}, {}, {})
+    assert len(bench._missed("spec", 2048, "bf16", slow, None)) == 1 and bench._missed("44M", 2048, "bf16", slow, None) == []
+
+
+def test_bars_on_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    times = {"ours": [1.5], "dense": [1.0], "cvmm": [2.0], "cvmm_codex": [1.4], "ScatterMoE": [1.4]}
+    assert len(bench._missed("244M", 65536, "bf16", Comparison(times, {}, {}), 1.0)) == 5
+    times = {"ours": [1.4], "dense": [1.0], "cvmm": [3.0]}
+    assert bench._missed("244M", 65536, "bf16", Comparison(times, {}, {}), 1.0) == []
+    assert bench._missed("244M", 2048, "bf16", Comparison({"ours": [9.0], "dense": [1.0]}, {}, {}), 1.0) == []
+
+
+def test_every_launch_has_a_floor_and_runs() -> None:
+    config = ModelConfig(
+        vocab_size=9,
+        d_model=16,
+        depth=DepthConfig(),
+        attention=SwitchHeadConfig(n_heads=2, d_head=16, n_experts=2, top_k=1),
+        feed_forward=SigmaMoEConfig(n_experts=2, d_expert=16, top_k=1),
+    )
+    found = operations(config, 2, torch.float32, "cpu")
+    assert set(found) == set(kernels(config, 2))
+    for form in found.values():
+        form()
 
 
 def test_floors_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,9 +128,11 @@ def test_floors_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
     work = kernels(PAPER["244M"], 65536)
     assert work["ffn up"].flops == work["ffn d x"].flops == product
     assert work["ffn up"].bytes == 2 * (routes * 1024 + 387 * 1024 * 128 + routes * 128) + 8 * routes
+    assert work["attention router"].bytes == 65536 * 4 * (4 * 10 + 12 * 2)
     assert whole(PAPER["244M"], 65536).flops == 6 * product + 2 * routes * 1024
     assert Work(312e12, 0).seconds(DEVICES["A100-80"]) == 1.0 and Work(1, 3.35e12).seconds(DEVICES["H100"]) == 1.0
     assert Work(989.4e12, 0, float32_flops=67e12).seconds(DEVICES["H100"]) == 2.0
+    assert set(NAMES.values()) == set(DEVICES)
     assert main(["--sizes", "44M"]) == 0
     said = capsys.readouterr().out
     assert "ffn as one" in said and "PEER   d down" in said

@@ -9,7 +9,8 @@ import torch
 from drawn_routes import draw as draw_routes
 from drawn_routes import normal, with_gradients
 
-from benchmarks.kernel_cases import CASES, Draw, Pair
+from benchmarks.kernel_cases import CASES
+from benchmarks.kernel_draw import Draw, Pair
 from kernels.counting_sort import BLOCK, SCAN_BLOCKS, counting_sort, counting_sort_reference
 from kernels.expert_mlp_triton import CHOSEN, expert_mlp_triton
 from kernels.gather_matmul import gather_matmul

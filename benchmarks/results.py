@@ -1,0 +1,44 @@
+"""How benches that measure devices write their figures: markdown tables, and a line that says where and when."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import time
+
+import torch
+
+
+def machine() -> str:
+    """Date, device and versions."""
+    cores = len(os.sched_getaffinity(0))
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {cores} cores, {torch.get_num_threads()} threads used"
+    return ", ".join([time.strftime("%Y-%m-%d", time.gmtime()), device, f"torch {torch.__version__}", _triton()])
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A markdown table; the first column is text, the others are figures."""
+    return "\n".join([head(header), *map(line, rows)])
+
+
+def head(header: list[str]) -> str:
+    """Its first two lines, for a table whose rows come one after the other."""
+    return "\n".join([line(header), line(["---", *["---:"] * (len(header) - 1)])])
+
+
+def line(cells: list[str]) -> str:
+    """One row."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def figure(value: float | None, form: str) -> str:
+    """A number in that form; a dash where there is none."""
+    return "-" if value is None else format(value, form)
+
+
+def _triton() -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "no triton"
+    import triton
+
+    return f"triton {triton.__version__}"
