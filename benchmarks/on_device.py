@@ -46,9 +46,10 @@ PIECES = (
     Piece("experts", "cluster bench experts", 4),
     Piece("metrics", "cluster bench metrics", 4, ("yaml", "tensorboard")),
     Piece("checkpoint", "cluster bench checkpoint --ranks 1", 6, ("numpy", "fsspec")),
-    Piece("kernels-tests", "pytest -m gpu tests/kernels/test_on_gpu.py", 4, ("pytest", "hypothesis")),
+    Piece("gpu-tests", "pytest -m gpu tests/kernels tests/distributed/test_repeatable.py", 6, ("pytest", "hypothesis")),
     Piece("kernels-soak", "cluster soak kernels --shapes 20", 8),
     Piece("kernels-244M", "cluster bench kernels --sizes 244M spec --no-rivals", 4),
+    Piece("forms", "cluster bench forms --launches", 4),
     Piece("step", "cluster bench step --sizes 44M 244M", 8),
     Piece("operations", "cluster bench kernels --operations --sizes 44M 244M", 5),
     Piece("step-profile", "cluster bench step --sizes 244M --rounds 3 --profile", 6),
@@ -58,6 +59,7 @@ PIECES = (
     Piece("step-compiled", "cluster bench step --sizes 244M --compile", 8),
     Piece("kernels-paper", "cluster bench kernels --sizes 44M 126M 319M 728M 1040M --no-rivals", 8),
     Piece("kernels-widths", "cluster bench kernels --sizes d768 d1024 d2048 d4096 --no-rivals", 8),
+    Piece("peer", "cluster bench peer", 3),
     Piece("rivals-widths", "cluster bench kernels --sizes d768 d1024 d2048 d4096", 8),
 )
 

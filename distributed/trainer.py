@@ -30,6 +30,7 @@ from distributed import collectives, heartbeat
 from distributed.batching import micro_batches, segments_of
 from distributed.build import build_model
 from distributed.clock import StepClock
+from distributed.deterministic import make_deterministic
 from distributed.engine import build_engine
 from distributed.errors import RunError
 from distributed.evaluate import held_out_loss
@@ -98,8 +99,8 @@ class Trainer:
         self.order = SampleOrder(self.windows.counts, proportions, recipe.train.global_batch, recipe.data.seed)
         self.skips = Skips(run)
         self.document_end = self.windows.end_of_document if recipe.data.document_mask else None
-        if recipe.train.deterministic:  # also the call with False loads torch's compiler, seconds in every worker
-            torch.use_deterministic_algorithms(True)
+        if recipe.train.deterministic:
+            make_deterministic()
         self.model = build_model(recipe, topology)
         self.engine = build_engine(self.model, recipe.train, topology)
         self.persistence = Persistence(recipe, run, topology, self.engine, self.model.boxes(), self.manifest.digest)
