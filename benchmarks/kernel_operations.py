@@ -112,7 +112,7 @@ def _map(routes: Routes, matrices: int, d_in: int, d_out: int, dtype: torch.dtyp
 def _router(tokens: int, routers: int, n_experts: int, top_k: int, device: str) -> dict[str, Form]:
     """In sequences of 1,024 tokens, or one."""
     logits = _normal(max(tokens // 1024, 1), min(tokens, 1024), routers, n_experts, dtype=torch.float32, device=device)
-    chosen, weight, sums = route_triton(logits, top_k)
+    chosen, weight, sums, _ = route_triton(logits, top_k)
     return {
         "router": lambda: route_triton(logits, top_k),
         "d router": lambda: torch.ops.mootron.route_backward(logits, chosen, weight, sums),

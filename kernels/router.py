@@ -9,22 +9,30 @@ Shape suffixes: B sequences, T tokens, M routers side by side, E experts, K expe
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from kernels.rows import runs_triton
 
 
+class Routed(NamedTuple):
+    """Experts int64 [B, T, M, K], their weights, the softmax summed over tokens [B, M, E], and routes an expert int64 [M, E]."""
+
+    expert: Tensor
+    weight: Tensor
+    softmax_sum: Tensor
+    load: Tensor
+
+
 def route(
     logits_BTME: Tensor, top_k: int, chosen: Tensor | None = None, dropout: float = 0.0, generator: torch.Generator | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`select`, `weigh` and `softmax_sum` of the same logits; on an accelerator in one pass over them.
+) -> Routed:
+    """`select`, `weigh`, `softmax_sum` and `count` of the same logits; on an accelerator in one pass over them.
 
     Args:
         chosen: take these experts, int64 [B, T, M, K], and select none.
-
-    Returns:
-        experts int64 [B, T, M, K], their weights, and the softmax summed over tokens [B, M, E].
     """
     if runs_triton(logits_BTME):
         from kernels.router_triton import route_triton
@@ -32,7 +40,7 @@ def route(
         scores = _masked(_wide(logits_BTME.detach()), dropout, generator) if chosen is None and dropout > 0.0 else None
         return route_triton(_wide(logits_BTME), top_k, scores, chosen)
     expert = select(logits_BTME, top_k, dropout, generator) if chosen is None else chosen
-    return expert, weigh(logits_BTME, expert), softmax_sum(logits_BTME.transpose(1, 2))
+    return Routed(expert, weigh(logits_BTME, expert), softmax_sum(logits_BTME.transpose(1, 2)), count(expert, logits_BTME.shape[3]))
 
 
 def select(logits_TE: Tensor, top_k: int, dropout: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
@@ -57,6 +65,13 @@ def weigh(logits_TE: Tensor, expert_TK: Tensor) -> Tensor:
 def softmax_sum(logits_BTE: Tensor) -> Tensor:
     """Sum over tokens of the softmax over experts, [B, E]: what a visit adds to the regulariser's running statistic."""
     return torch.softmax(_wide(logits_BTE), dim=-1).sum(dim=-2)
+
+
+def count(expert_BTMK: Tensor, n_experts: int) -> Tensor:
+    """How many routes each expert of each router has, int64 [M, E]."""
+    routers = expert_BTMK.shape[2]
+    flat = (expert_BTMK + torch.arange(0, routers * n_experts, n_experts, device=expert_BTMK.device)[:, None]).flatten()
+    return flat.new_zeros(routers * n_experts).scatter_add_(0, flat, torch.ones_like(flat)).view(routers, n_experts)
 
 
 def negative_entropy(p_BE: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a router's logits mean, in one pass over them: the K best experts, their sigmoids, and the softmax summed over each sequence.
+"""What a router's logits mean, in one pass over them: the K best experts, their sigmoids, the softmax summed over each sequence, and loads.
 
 Shape suffixes: B sequences, T tokens, M routers side by side, E experts, K chosen, N blocks of tokens. Logits are float32.
 """
@@ -12,18 +12,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.router import softmax_sum, weigh
+from kernels.router import Routed, count, softmax_sum, weigh
 
 TILE_ENTRIES = 2048
 """Logits that one program holds."""
 
 
-def route_triton(
-    logits_BTME: Tensor, top_k: int, scores_BTME: Tensor | None = None, chosen: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """expert [B, T, M, K] int64, best first, of equal ones the lower number first; sigmoid weight [B, T, M, K]; softmax sum [B, M, E].
+def route_triton(logits_BTME: Tensor, top_k: int, scores_BTME: Tensor | None = None, chosen: Tensor | None = None) -> Routed:
+    """`kernels.router.route` of float32 logits; experts best first, of equal ones the lower number first.
 
-    Differentiable in the logits through the last two.
+    Differentiable in the logits through the weights and the softmax sum.
 
     Args:
         logits_BTME: float32.
@@ -31,27 +29,25 @@ def route_triton(
         chosen: take these experts instead, in their order.
     """
     scores = logits_BTME.detach() if scores_BTME is None else scores_BTME
-    expert, weight, softmax_sum_BME = _forward(logits_BTME.contiguous(), scores.contiguous(), top_k, chosen)
-    return expert, weight, softmax_sum_BME
+    return Routed(*_forward(logits_BTME.contiguous(), scores.contiguous(), top_k, chosen))
 
 
-def route_reference(
-    logits_BTME: Tensor, top_k: int, scores_BTME: Tensor | None = None, chosen: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+def route_reference(logits_BTME: Tensor, top_k: int, scores_BTME: Tensor | None = None, chosen: Tensor | None = None) -> Routed:
     """`route_triton` by torch's operators, in the logits' type."""
     scores = logits_BTME.detach() if scores_BTME is None else scores_BTME
     expert = scores.sort(dim=-1, descending=True, stable=True).indices[..., :top_k] if chosen is None else chosen
-    return expert, weigh(logits_BTME, expert), softmax_sum(logits_BTME.transpose(1, 2))
+    return Routed(expert, weigh(logits_BTME, expert), softmax_sum(logits_BTME.transpose(1, 2)), count(expert, logits_BTME.shape[3]))
 
 
 @torch.library.custom_op("mootron::route", mutates_args=())
-def _forward(logits_BTME: Tensor, scores_BTME: Tensor, top_k: int, chosen: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(logits_BTME: Tensor, scores_BTME: Tensor, top_k: int, chosen: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     n_sequences, n_tokens, n_routers, n_experts = logits_BTME.shape
     shape = (*logits_BTME.shape[:3], top_k)
     expert = torch.empty(shape, dtype=torch.int64, device=logits_BTME.device)
     weight = logits_BTME.new_empty(shape)
     padded, block, n_blocks = _blocks(n_tokens, n_experts)
     sum_BMNE = logits_BTME.new_empty(n_sequences, n_routers, n_blocks, n_experts)
+    load_BMNE = torch.empty_like(sum_BMNE, dtype=torch.int32)
     if expert.numel():
         given = expert if chosen is None else chosen.contiguous()
         _route[(n_sequences * n_routers, n_blocks)](
@@ -61,6 +57,7 @@ def _forward(logits_BTME: Tensor, scores_BTME: Tensor, top_k: int, chosen: Tenso
             expert,
             weight,
             sum_BMNE,
+            load_BMNE,
             n_tokens,
             n_routers,
             n_experts,
@@ -69,14 +66,15 @@ def _forward(logits_BTME: Tensor, scores_BTME: Tensor, top_k: int, chosen: Tenso
             BLOCK=block,
             EXPERTS=padded,
         )
-    return expert, weight, sum_BMNE.sum(2)
+    return expert, weight, sum_BMNE.sum(2), load_BMNE.sum((0, 2))
 
 
 @_forward.register_fake
 def _(logits_BTME: Tensor, scores_BTME: Tensor, top_k: int, chosen: Tensor | None) -> Any:
     n_sequences, n_tokens, n_routers, n_experts = logits_BTME.shape
     weight = logits_BTME.new_empty(n_sequences, n_tokens, n_routers, top_k)
-    return weight.new_empty(weight.shape, dtype=torch.int64), weight, logits_BTME.new_empty(n_sequences, n_routers, n_experts)
+    load_ME = weight.new_empty(n_routers, n_experts, dtype=torch.int64)
+    return torch.empty_like(weight, dtype=torch.int64), weight, logits_BTME.new_empty(n_sequences, n_routers, n_experts), load_ME
 
 
 @torch.library.custom_op("mootron::route_backward", mutates_args=())
@@ -116,10 +114,10 @@ def _blocks(n_tokens: int, n_experts: int) -> tuple[int, int, int]:
 
 def _keep(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(inputs[0], output[0])
-    ctx.mark_non_differentiable(output[0])
+    ctx.mark_non_differentiable(output[0], output[3])
 
 
-def _differentiate(ctx: Any, _: None, dweight: Tensor, dsum_BME: Tensor) -> tuple[Tensor, None, None, None]:
+def _differentiate(ctx: Any, _: None, dweight: Tensor, dsum_BME: Tensor, __: None) -> tuple[Tensor, None, None, None]:
     return _backward(*ctx.saved_tensors, dweight, dsum_BME), None, None, None
 
 
@@ -154,6 +152,7 @@ def _route(
     expert_ptr: tl.tensor,
     weight_ptr: tl.tensor,
     sum_ptr: tl.tensor,
+    load_ptr: tl.tensor,
     n_tokens: tl.tensor,
     n_routers: tl.tensor,
     n_experts: tl.tensor,
@@ -172,6 +171,7 @@ def _route(
     # Dropout masks scores with -inf, which still come before what is taken. Of NaNs some expert comes out, not a wild address.
     free = inside
     score = tl.load(scores_ptr + place, mask=inside, other=float("-inf"))
+    load = tl.zeros([EXPERTS], dtype=tl.int32)
     for k in range(TOP_K):
         if GIVEN:
             best = tl.load(given_ptr + row * TOP_K + k, mask=there, other=0)
@@ -179,9 +179,12 @@ def _route(
             highest = tl.max(tl.where(free, score, float("-inf")), 1)
             best = tl.min(tl.where(free & (score == highest[:, None]), column[None, :], n_experts - 1), 1).to(tl.int64)
             free = free & (column[None, :] != best[:, None])
-        of_best = tl.sum(tl.where(column[None, :] == best[:, None], logit, 0.0), 1)
+        taken = column[None, :] == best[:, None]
+        load += tl.sum((taken & there[:, None]).to(tl.int32), 0)
+        of_best = tl.sum(tl.where(taken, logit, 0.0), 1)
         tl.store(expert_ptr + row * TOP_K + k, best, mask=there)
         tl.store(weight_ptr + row * TOP_K + k, tl.sigmoid(of_best), mask=there)
+    tl.store(load_ptr + block_place + column, load, mask=column < n_experts)
 
 
 @triton.jit

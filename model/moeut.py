@@ -186,15 +186,8 @@ class MoEUT(nn.Module):
         return records
 
     def _loads(self, records: list[Record]) -> list[Tensor]:
-        feed_forward = self.config.feed_forward
-        if not isinstance(feed_forward, SigmaMoEConfig):
-            return []
-        loads = []
-        for record in records:
-            expert = record["feed_forward"].flatten()
-            load_E = torch.zeros(feed_forward.n_experts, dtype=torch.int64, device=expert.device)
-            loads.append(load_E.scatter_add_(0, expert, torch.ones_like(expert)))
-        return loads
+        routed = isinstance(self.config.feed_forward, SigmaMoEConfig)
+        return [record["loads"]["feed_forward"][0] for record in records] if routed else []
 
     def _balance_weights(self) -> dict[str, float]:
         weights: dict[str, float] = {}

@@ -14,6 +14,7 @@ import math
 import torch
 from torch import Tensor
 
+from kernels.router import Routed
 from model.attention import Statistics
 from model.balance import BalanceSums
 from model.moeut import MoEUT
@@ -37,10 +38,10 @@ class RoundedRouter(Router):
     def _logits(self, x_BTD: Tensor) -> Tensor:
         return super()._logits(x_BTD).float()
 
-    def _route(self, logits_BTME: Tensor, chosen: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
-        expert, _, _ = super()._route(logits_BTME, chosen, generator)
+    def _route(self, logits_BTME: Tensor, chosen: Tensor | None, generator: torch.Generator | None) -> Routed:
+        routed = super()._route(logits_BTME, chosen, generator)
         # All scores first, then the chosen: the last bit of a vectorised sigmoid depends on a number's place in memory.
-        return expert, logits_BTME.sigmoid().gather(-1, expert), logits_BTME
+        return routed._replace(weight=logits_BTME.sigmoid().gather(-1, routed.expert), softmax_sum=logits_BTME)
 
 
 class OfficialBalance(BalanceSums):

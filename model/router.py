@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kernels.router import route
+from kernels.router import Routed, route
 from kernels.wide_linear import wide_linear
 from model.errors import ModelError
 
@@ -53,14 +53,15 @@ class Router(nn.Module):
         if chosen is not None and chosen.shape != kept:
             raise ModelError(f"records: '{self.name}' has choices of shape {list(chosen.shape)}, this batch needs {list(kept)}")
         chosen_BTMK = None if chosen is None else chosen.view(*logits_BTME.shape[:3], self.top_k)
-        expert_BTMK, weight_BTMK, statistic = self._route(logits_BTME, chosen_BTMK, self._dropout_generator())
-        record.setdefault(self.name, expert_BTMK.reshape(kept))
-        return Routing(expert_BTMK.flatten(0, 1), weight_BTMK.flatten(0, 1), statistic)
+        routed = self._route(logits_BTME, chosen_BTMK, self._dropout_generator())
+        record.setdefault(self.name, routed.expert.reshape(kept))
+        record.setdefault("loads", {})[self.name] = routed.load
+        return Routing(routed.expert.flatten(0, 1), routed.weight.flatten(0, 1), routed.softmax_sum)
 
     def _logits(self, x_BTD: Tensor) -> Tensor:
         return wide_linear(x_BTD, self.weight)
 
-    def _route(self, logits_BTME: Tensor, chosen: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _route(self, logits_BTME: Tensor, chosen: Tensor | None, generator: torch.Generator | None) -> Routed:
         return route(logits_BTME, self.top_k, chosen, self.dropout if self.training else 0.0, generator)
 
     def _dropout_generator(self) -> torch.Generator | None:

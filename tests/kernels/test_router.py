@@ -71,9 +71,11 @@ def test_entropy_equals_definition_with_gradient():
 
 def test_route_is_the_three_together_and_obeys_choices():
     logits_BTME = normal(6, 2, 5, 3, 7, dtype=torch.float64)
-    expert, weight, softmax_sum_BME = route(logits_BTME, 2)
+    expert, weight, softmax_sum_BME, load_ME = route(logits_BTME, 2)
     assert torch.equal(expert, select(logits_BTME, 2)) and torch.equal(weight, weigh(logits_BTME, expert))
     assert torch.equal(softmax_sum_BME, softmax_sum(logits_BTME.transpose(1, 2)))
+    assert torch.equal(load_ME, torch.stack([expert[:, :, router].flatten().bincount(minlength=7) for router in range(3)]))
     other = (expert + 1) % 7
-    obeyed, weight, _ = route(logits_BTME, 2, chosen=other, dropout=0.9)
+    obeyed, weight, _, load_ME_of_other = route(logits_BTME, 2, chosen=other, dropout=0.9)
     assert torch.equal(obeyed, other) and torch.equal(weight, weigh(logits_BTME, other))
+    assert torch.equal(load_ME_of_other, load_ME.roll(1, 1))
