@@ -6,14 +6,16 @@
 
 Forward and backward. In every round each form runs once in changed order; times are medians over rounds, ratios medians of the
 rounds' ratios. On a CPU one thread runs and times are of the processor. `spec` is d_model 416, 156 experts of width 128, 12 a token;
-`d768` to `d4096` are the shapes of cvmm_codex's own benchmark, with their tokens. The dense form of `loss` is torch's cross-entropy, with
-all logits. What other projects' layers need: benchmarks/rivals.py.
+`d768` to `d4096` are the shapes of cvmm_codex's own benchmark, with their tokens. The dense forms of `loss`, and on an accelerator of
+`stream` and `logits`, are torch's operators: all logits kept, casts and layer norms apart, products of float32. What other projects'
+layers need: benchmarks/rivals.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -26,7 +28,9 @@ from benchmarks.map_forms import map_forms
 from benchmarks.results import figure, head, machine, table
 from benchmarks.rivals import rival_forms
 from benchmarks.roofline import kernels, whole
-from benchmarks.timing import measure
+from benchmarks.stream_floors import readers, stream
+from benchmarks.stream_forms import logits_forms, stream_forms
+from benchmarks.timing import Form, measure
 from model.paper import PAPER
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -89,11 +93,23 @@ def _side_by_side(args: argparse.Namespace, device: str) -> int:
         for title, shape in size.maps.items():
             mapped = compare(map_forms(shape, tokens, dtype, device), args.rounds, device)
             print(show(f"{name} {title}", mapped, None), flush=True)
-        if size.config is not None:
-            loss = compare(loss_forms(size.config.d_model, size.config.vocab_size, tokens, dtype, device), args.rounds, device)
-            print(show(f"{name} loss", loss, None), flush=True)
+        for title, forms, least in _other_forms(size, tokens, dtype, device):
+            print(show(f"{name} {title}", compare(forms, args.rounds, device), least), flush=True)
     print("bars missed: " + "; ".join(missed) if missed else "no bar missed")
     return int(bool(missed))
+
+
+def _other_forms(size: Size, tokens: int, dtype: torch.dtype, device: str) -> Iterator[tuple[str, dict[str, Form], float | None]]:
+    """What a paper's model has besides: the loss, and on an accelerator (elsewhere ours are torch's) its stream and its logits."""
+    if size.config is None:
+        return
+    yield "loss", loss_forms(size.config.d_model, size.config.vocab_size, tokens, dtype, device), None
+    if device == "cuda":
+        known = _device() if dtype == torch.bfloat16 else None
+        works = stream(size.config, tokens)["in one pass"], readers(size.config, tokens)["logits"]
+        floors = [None if known is None else work.seconds(known) for work in works]
+        yield "stream", stream_forms(size.config, tokens, dtype, device), floors[0]
+        yield "logits", logits_forms(size.config, tokens, dtype, device), floors[1]
 
 
 def _device() -> Device | None:

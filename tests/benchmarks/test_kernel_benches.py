@@ -18,6 +18,7 @@ from benchmarks.map_forms import MapShape, map_forms, rows_of_routes
 from benchmarks.peer_floors import PEER, Memory, peer
 from benchmarks.roofline import kernels, main, whole
 from benchmarks.stream_floors import readers, stream
+from benchmarks.stream_forms import logits_forms, stream_forms
 from model.config import DepthConfig, ModelConfig, SigmaMoEConfig, SwitchHeadConfig
 from model.paper import PAPER
 
@@ -49,6 +50,15 @@ def test_rows_of_routes_ascend_and_are_even() -> None:
 def test_the_forms_of_the_loss_take_the_same_leaves() -> None:
     forms = loss_forms(8, 30, 12, torch.float32, "cpu")
     assert [[tuple(g.shape) for g in gradients(form)] for form in forms.values()] == [[(12, 8), (30, 8), (30,)]] * 2
+
+
+def test_the_forms_of_stream_and_logits_take_the_same_leaves() -> None:
+    config = PAPER["44M"]
+    assert isinstance(config.attention, SwitchHeadConfig)
+    for forms in (stream_forms, logits_forms):
+        ours, theirs = (gradients(form) for form in forms(config, 6, torch.float32, "cpu").values())
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))  # on a CPU ours are torch's operators
+    assert [len(w_ED) for w_ED in ours[1:]] == [32, 32, 155]
 
 
 def test_the_dense_layers_have_the_same_products() -> None:
