@@ -8,7 +8,7 @@ Forward and backward. In every round each form runs once in changed order; times
 rounds' ratios. On a CPU one thread runs and times are of the processor. `spec` is d_model 416, 156 experts of width 128, 12 a token;
 `d768` to `d4096` are the shapes of cvmm_codex's own benchmark, with their tokens. The dense forms of `loss`, and on an accelerator of
 `stream` and `logits`, are torch's operators: all logits kept, casts and layer norms apart, products of float32. What other projects'
-layers need: benchmarks/rivals.py.
+layers need: benchmarks/rivals.py. `switchhead` is beside the dense peer's attention, which has other work.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.attention_forms import attention_forms
 from benchmarks.comparison import DENSE, HEADER, OURS, Comparison, compare, show
 from benchmarks.floors import DEVICES, NAMES, Device
 from benchmarks.kernel_forms import draw_layer, layer_forms, loss_forms
@@ -31,7 +32,7 @@ from benchmarks.roofline import kernels, whole
 from benchmarks.stream_floors import readers, stream
 from benchmarks.stream_forms import logits_forms, stream_forms
 from benchmarks.timing import Form, measure
-from model.paper import PAPER
+from model.paper import DENSE_PEERS, PAPER
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 RIVALS = Path(__file__).resolve().parents[1] / ".rivals"
@@ -93,16 +94,19 @@ def _side_by_side(args: argparse.Namespace, device: str) -> int:
         for title, shape in size.maps.items():
             mapped = compare(map_forms(shape, tokens, dtype, device), args.rounds, device)
             print(show(f"{name} {title}", mapped, None), flush=True)
-        for title, forms, least in _other_forms(size, tokens, dtype, device):
+        for title, forms, least in _other_forms(name, size, tokens, dtype, device):
             print(show(f"{name} {title}", compare(forms, args.rounds, device), least), flush=True)
     print("bars missed: " + "; ".join(missed) if missed else "no bar missed")
     return int(bool(missed))
 
 
-def _other_forms(size: Size, tokens: int, dtype: torch.dtype, device: str) -> Iterator[tuple[str, dict[str, Form], float | None]]:
-    """What a paper's model has besides: the loss, and on an accelerator (elsewhere ours are torch's) its stream and its logits."""
+def _other_forms(
+    name: str, size: Size, tokens: int, dtype: torch.dtype, device: str
+) -> Iterator[tuple[str, dict[str, Form], float | None]]:
+    """Whole attention and the loss of a paper's model, and on an accelerator (elsewhere ours are torch's) its stream and logits."""
     if size.config is None:
         return
+    yield "switchhead", attention_forms(size.config, DENSE_PEERS[name], tokens, dtype, device), None
     yield "loss", loss_forms(size.config.d_model, size.config.vocab_size, tokens, dtype, device), None
     if device == "cuda":
         known = _device() if dtype == torch.bfloat16 else None

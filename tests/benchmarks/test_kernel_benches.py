@@ -9,6 +9,7 @@ import torch
 
 from benchmarks import kernels as bench
 from benchmarks import peer as peer_bench
+from benchmarks.attention_forms import attention_forms
 from benchmarks.comparison import Comparison, compare, relative_error, show
 from benchmarks.floors import DEVICES, NAMES, Work
 from benchmarks.kernel_forms import Shape, draw_layer, layer_forms, loss_forms
@@ -20,7 +21,7 @@ from benchmarks.roofline import kernels, main, whole
 from benchmarks.stream_floors import readers, stream
 from benchmarks.stream_forms import logits_forms, stream_forms
 from model.config import DepthConfig, ModelConfig, SigmaMoEConfig, SwitchHeadConfig
-from model.paper import PAPER
+from model.paper import DENSE_PEERS, PAPER
 
 MAPS = {"value": MapShape(16, 4, 3, 5, 2, 1, 3), "output": MapShape(4, 16, 3, 5, 2, 3, 1), "ff_up": MapShape(16, 8, 1, 5, 2, 1, 2)}
 
@@ -59,6 +60,13 @@ def test_the_forms_of_stream_and_logits_take_the_same_leaves() -> None:
         ours, theirs = (gradients(form) for form in forms(config, 6, torch.float32, "cpu").values())
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))  # on a CPU ours are torch's operators
     assert [len(w_ED) for w_ED in ours[1:]] == [32, 32, 155]
+
+
+def test_whole_attention_is_beside_the_dense_peers() -> None:
+    forms = attention_forms(PAPER["44M"], DENSE_PEERS["44M"], 8, torch.float32, "cpu")
+    ours, dense = (gradients(form) for form in forms.values())
+    assert [tuple(g.shape) for g in ours[:2]] == [(1, 8, 412)] * 2 and all(g.abs().sum() > 0 for g in (*ours, *dense))
+    assert sum(g.numel() for g in dense[2:]) == 4 * 412 * 410
 
 
 def test_the_dense_layers_have_the_same_products() -> None:
