@@ -82,7 +82,7 @@ def _rank(rank: int, workers: int, port: int, arguments: argparse.Namespace, mis
         sent = bytes_sent(layers["mootron"], setting, topology)
         if rank == 0:
             n_missed += _report(setting, topology, times, sent)
-    if arguments.crossing:
+    if arguments.crossing and topology.world > 1:
         dtype = torch.bfloat16 if topology.device.type == "cuda" else torch.float32
         points = experts_crossing.measure(arguments.crossing, arguments.d_model, experts, arguments.visits, dtype, topology)
         if rank == 0:

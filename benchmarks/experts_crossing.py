@@ -31,20 +31,23 @@ def measure(tokens: list[int], d_model: int, experts: SigmaMoEConfig, visits: in
         load = Load(number, 1, DepthConfig(group=1, repeats=visits), d_model, experts, dtype)
         seconds, sent = {}, {}
         for move in MOVES:
-            exchange = WeightExchange(topology) if move == "weights" else TokenExchange(topology, parts=1)
-            seconds[move] = trial_seconds(exchange, topology, load)
-            sent[move] = _sent(exchange, topology, load)
+            seconds[move] = trial_seconds(_exchange(move, topology), topology, load)
+            sent[move] = _sent(_exchange(move, topology), topology, load)
         points.append(Point(number, seconds, sent))
     return points
+
+
+def _exchange(move: Move, topology: Topology) -> TokenExchange | WeightExchange:
+    return WeightExchange(topology) if move == "weights" else TokenExchange(topology, parts=1)
 
 
 def _sent(exchange: TokenExchange | WeightExchange, topology: Topology, load: Load) -> float:
     """Bytes of a step: of every visit if tokens move, once if weights do."""
     layer, x_1TD = trial_layer(exchange, topology, load)
-    before = exchange.traffic.sent
     run_micro_batch(layer, x_1TD, topology, last=True)
-    repeated = 1 if isinstance(exchange, WeightExchange) else load.depth.n_visits / VISITS
-    return (exchange.traffic.sent - before) * repeated * (load.tokens / x_1TD.shape[1] if repeated != 1 else 1)
+    if isinstance(exchange, WeightExchange):
+        return exchange.traffic.sent
+    return exchange.traffic.sent * load.depth.n_visits / VISITS * load.tokens / x_1TD.shape[1]
 
 
 def crossing(points: list[Point]) -> float | None:

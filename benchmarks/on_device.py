@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ TABLE = ROOT / "benchmarks" / "RESULTS.md"
 RESULTS = ROOT / "docs" / "results" / "device"
 TOO_LONG = 124
 """Exit code of a piece that was stopped, as of timeout(1)."""
+GRACE_SECONDS = 20.0
 TAIL = 40
 """Of an output without tables so many last lines go into the file of results."""
 
@@ -43,9 +45,9 @@ class Piece(NamedTuple):
 
 PIECES = (
     Piece("quick-start", "cluster train", 8, ("ray", "deepspeed", "streaming")),
-    Piece("experts", "cluster bench experts", 4),
+    Piece("experts", "cluster bench experts", 4, ("yaml", "numpy")),
     Piece("metrics", "cluster bench metrics", 4, ("yaml", "tensorboard")),
-    Piece("checkpoint", "cluster bench checkpoint --ranks 1", 6, ("numpy", "fsspec")),
+    Piece("checkpoint", "cluster bench checkpoint --ranks 1", 6, ("yaml", "numpy", "fsspec", "zstandard")),
     Piece("gpu-tests", "pytest -m gpu tests/kernels tests/distributed/test_repeatable.py", 6, ("pytest", "hypothesis")),
     Piece("kernels-soak", "cluster soak kernels --shapes 20", 8),
     Piece("kernels-244M", "cluster bench kernels --sizes 244M spec --no-rivals", 4),
@@ -111,7 +113,7 @@ def tee(piece: Piece, log: Path) -> tuple[int, list[str]]:
 
         def stop() -> None:
             stopped.set()
-            os.killpg(process.pid, signal.SIGKILL)  # and all that it started
+            end(process)
 
         timer = threading.Timer(60 * piece.minutes, stop)
         timer.start()
@@ -125,9 +127,20 @@ def tee(piece: Piece, log: Path) -> tuple[int, list[str]]:
             code = TOO_LONG if stopped.is_set() else code
         finally:
             timer.cancel()
+            end(process)
     with log.open("a") as kept:
         kept.write("\n".join([*lines, f"exit code {code}", ""]))
     return code, lines
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Ask a piece that still runs to end what it started, a training run's own sessions included; then leave nothing of it."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=GRACE_SECONDS)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def entry(piece: Piece, code: int, lines: list[str]) -> str:

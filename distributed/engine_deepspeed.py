@@ -59,8 +59,8 @@ class DeepSpeedEngine:
     def step(self, lr: float) -> StepReport:
         """Clip, update this rank's partition, gather the parameters."""
         self._zero.set_lr(lr)
+        self._tell_of_change()  # before, so that gathered banks make room for the optimizer
         self._engine.step()
-        self._tell_of_change()
         skipped = bool(self._zero.overflow)
         if not skipped:
             self.applied_steps += 1

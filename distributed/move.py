@@ -1,6 +1,6 @@
 """What moves between expert-parallel ranks in a run with `expert_parallel.move: auto`: tokens or weights, by a trial.
 
-Bytes alone say that weights win above some 1,200 tokens a rank and micro-batch (`benchmarks.experts --crossing`), but
+Bytes alone say that weights win above some 1,200 tokens a rank and step (`bench experts` shows where), but
 a link's latency, packing and the shapes that experts work on count as well. So one layer of the run's own sizes makes a
 small forward and backward of each kind on the run's own ranks, and what a step would take of each is reckoned from it. The
 answer is kept in the run's folder: with the same ranks a later start takes it from there, so that it repeats every bit.
@@ -130,7 +130,7 @@ def trial_seconds(exchange: Exchange, topology: Topology, load: Load) -> float:
 def trial_layer(exchange: Exchange, topology: Topology, load: Load) -> tuple[SigmaMoE, Tensor]:
     """A layer with drawn weights, the same routers on all ranks, and tokens; the trainer's random state is left alone."""
     generator = torch.Generator().manual_seed(1)
-    layer = SigmaMoE(load.d_model, load.experts, exchange)
+    layer = SigmaMoE(load.d_model, load.experts, exchange).eval()  # expert dropout would draw from the trainer's random state
     for parameter in layer.parameters():
         nn.init.normal_(parameter, std=load.d_model**-0.5, generator=generator)
     x_1TD = torch.randn(1, min(load.tokens, MOST_TOKENS), load.d_model, generator=generator)

@@ -53,7 +53,8 @@ class ExpertParallelConfig(Strict):
     experts work on the other; `null` does so on accelerators only, since on a CPU the same cores do both.
 
     `move`: `tokens` go to their experts' owners and back; or `weights` come to the tokens, gathered once a step and kept over all
-    visits, which takes memory for whole banks and their gradients; `auto` tries both on the run's ranks before the first step.
+    visits, which takes memory for whole banks and their gradients; `auto` tries both on the run's ranks before the first step, with a
+    feed-forward layer (attention's experts, if partitioned, move alike and are left out of the trial).
     """
 
     size: int = Field(default=1, ge=1)

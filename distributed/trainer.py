@@ -89,6 +89,8 @@ class Trainer:
     metrics: Metrics
 
     def __init__(self, recipe: Recipe, run: RunFolder, topology: Topology) -> None:
+        if recipe.train.deterministic:
+            make_deterministic()
         self.recipe = recipe = settle_move(recipe, run, topology)
         self.run, self.topology = run, topology
         self.clock = StepClock(topology.device)
@@ -99,8 +101,6 @@ class Trainer:
         self.order = SampleOrder(self.windows.counts, proportions, recipe.train.global_batch, recipe.data.seed)
         self.skips = Skips(run)
         self.document_end = self.windows.end_of_document if recipe.data.document_mask else None
-        if recipe.train.deterministic:
-            make_deterministic()
         self.model = build_model(recipe, topology)
         self.engine = build_engine(self.model, recipe.train, topology)
         self.persistence = Persistence(recipe, run, topology, self.engine, self.model.boxes(), self.manifest.digest)

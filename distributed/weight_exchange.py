@@ -5,8 +5,8 @@ all banks set out together, in the order of their first use, and each is awaited
 gradient is added up here, over visits by autograd and over micro-batches in float32 at least, and goes to the owners once,
 in the backward of the step's last micro-batch. Owners keep the parameter, its master and its moments, as when tokens move.
 
-A bank of MoEUT is visited 8 or 9 times a step, so above some 1,200 tokens a rank and micro-batch this sends fewer bytes than
-tokens do; `distributed.move` measures which is faster.
+A bank of MoEUT is visited 8 or 9 times a step, so above some 1,200 tokens a rank and step this sends fewer bytes than tokens do;
+`distributed.move` measures which is faster.
 
 Shape suffixes: E all experts, O those owned here, I width in, J width out, M ranks.
 """

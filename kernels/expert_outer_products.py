@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.counting_sort import Plan
+from kernels.rows import whole_rows
 from kernels.tiles import sum_type
 
 
@@ -36,6 +37,7 @@ def expert_outer_products(
     out_EDF = torch.empty(n_experts, d_in, d_out, dtype=x_SD.dtype, device=x_SD.device)
     if out_EDF.numel() == 0:
         return out_EDF
+    x_SD, y_OF = whole_rows(x_SD), whole_rows(y_OF)
     widest = 128 if x_SD.dtype.itemsize <= 2 else 64
     wide_in, wide_out = (widest * 2 if by_columns and wider else widest for wider in (d_in > d_out, d_out > d_in))
     block_in, block_out = (max(16, min(w, triton.next_power_of_2(width))) for w, width in ((wide_in, d_in), (wide_out, d_out)))

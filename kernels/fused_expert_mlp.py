@@ -20,6 +20,7 @@ from torch import Tensor
 
 from kernels.counting_sort import Plan
 from kernels.gather_matmul import Dot, block_sizes, gather_matmul_reference
+from kernels.rows import whole_rows
 from kernels.tiles import expert_of, routes_of, sum_type
 
 WIDEST_EXPERT = 128
@@ -52,6 +53,7 @@ def fused_expert_mlp(
         raise ValueError(f"an expert of width {d_expert}: the fused form takes at most {WIDEST_EXPERT}")
     if n_routes == 0 or d_model == 0:
         return
+    x_SD = whole_rows(x_SD)
     block_in, block_out = block_sizes(d_model, d_model, x_SD.dtype)
     _fused_expert_mlp[(plan.most_tiles,)](
         x_SD,
@@ -160,7 +162,7 @@ def _fused_expert_mlp(
     scale_M = tl.load(scale_ptr + place_M, mask=there_M, other=0).to(SUM)
     inside_MF = there_M[:, None] & inside_F[None, :]
     if other_ptr is None:
-        u_MF = tl.maximum(u_MF, 0)
+        u_MF = tl.where(u_MF < 0, 0, u_MF)  # a maximum would hide a NaN
     else:
         other_MF = tl.load(other_ptr + place_M[:, None] * other_row + tl.arange(0, BLOCK_F)[None, :], mask=inside_MF, other=0).to(SUM)
         tl.store(dot_ptr + place_M, tl.sum(u_MF * other_MF, 1).to(dot_ptr.dtype.element_ty), mask=there_M)

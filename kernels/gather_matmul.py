@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.counting_sort import Plan
+from kernels.rows import whole_rows
 from kernels.tiles import expert_of, routes_of, sum_type
 
 
@@ -57,9 +58,10 @@ def gather_matmul(
     n_routes, (n_experts, d_in, d_out) = plan.order_Q.shape[0], w_EDF.shape
     if n_routes == 0 or d_out == 0:
         return
+    x_SD = whole_rows(x_SD)
     block_in, block_out = block_sizes(d_in, d_out, x_SD.dtype)
     columns = 1 if dot is not None else triton.cdiv(d_out, block_out)
-    other = dot.other if dot is not None else out_OF
+    other = whole_rows(dot.other) if dot is not None else out_OF
     _gather_matmul[(plan.most_tiles * columns,)](
         x_SD,
         w_EDF,
@@ -226,7 +228,7 @@ def _finish(
         if GATE:
             u_MF = tl.where(other_MF > 0, u_MF, 0)
     if RELU:
-        u_MF = tl.maximum(u_MF, 0)
+        u_MF = tl.where(u_MF < 0, 0, u_MF)  # a maximum would hide a NaN
     if scale_ptr is not None:
         u_MF *= tl.load(scale_ptr + place_M, mask=there_M, other=0).to(SUM)[:, None]
     to_M = place_M if to_ptr is None else tl.load(to_ptr + place_M, mask=there_M, other=0)

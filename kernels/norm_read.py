@@ -1,7 +1,7 @@
 """What a half-visit reads of the residual stream: the stream itself in the weights' type, and its layer norm.
 
 Peri-layernorm (arXiv 2405.16039, section 2.4) reads the stream twice: experts and values take it as it is, queries, keys and
-routers normalised. On an accelerator both are written in one pass over it, which also adds the result of the half-visit before.
+routers normalised. On an accelerator both are written in one pass over it, which may also add a half-visit's result to it first.
 
 Shape suffixes: D model width; any leading shape.
 """

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.rows import wide_dtype
+from kernels.rows import whole_rows, wide_dtype
 from kernels.tiles import sum_type
 
 TILE_ENTRIES = 4096
@@ -56,6 +56,7 @@ def _launch(
 ) -> None:
     """Write `dot_TR` of `x_TD` and `down_ND`, and `y_TD` of `up_ND`; those that are None are left out. Results are contiguous."""
     n_tokens, n_routes = index_TR.shape
+    x_TD, down_ND, up_ND = (tensor if tensor is None else whole_rows(tensor) for tensor in (x_TD, down_ND, up_ND))
     table_ND = up_ND if down_ND is None else down_ND
     assert table_ND is not None
     width = table_ND.shape[1]
@@ -130,7 +131,7 @@ def _peer(
         if up_ptr is not None:
             coefficient_R = tl.load(weight_ptr + place_R, mask=there_R, other=0).to(SUM)
             if ACTIVATION == "relu":
-                coefficient_R *= tl.maximum(dot_R, 0)
+                coefficient_R *= tl.where(dot_R < 0, 0, dot_R)  # a maximum would hide a NaN
             if ACTIVATION == "gelu":
                 coefficient_R *= 0.5 * dot_R * (1 + tl.erf(dot_R * 0.7071067811865476))
             sum_D += tl.sum(coefficient_R[:, None] * up_RD.to(SUM), 0)

@@ -24,6 +24,11 @@ def runs_triton(x: Tensor) -> bool:
     return x.is_cuda and x.dtype != torch.float64
 
 
+def whole_rows(x: Tensor) -> Tensor:
+    """`x` with the entries of a row side by side, copied where they are not: kernels count columns in 32 bits, rows in 64."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
 def add_rows(sum_SD: Tensor, row_Q: Tensor, x_QD: Tensor) -> None:
     """sum_SD[row_Q[q]] += x_QD[q] in place, in sum's dtype; equal bits on every run."""
     x_QD = x_QD.to(sum_SD.dtype)

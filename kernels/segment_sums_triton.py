@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.routes import Routes, sort_routes
-from kernels.rows import wide_dtype
+from kernels.rows import whole_rows, wide_dtype
 from kernels.tiles import sum_type
 
 PIECE = 512
@@ -31,6 +31,7 @@ def segment_sums_triton(index_TR: Tensor, n_rows: int, coefficients: list[Tensor
 
 
 def _segment_sum(index_TR: Tensor, plan: Routes, coefficient_TR: Tensor, row_TD: Tensor) -> Tensor:
+    row_TD = whole_rows(row_TD)
     n_rows, width = plan.ends_E.shape[0], row_TD.shape[1]
     sum_ND = torch.empty(n_rows, width, dtype=wide_dtype(row_TD.dtype), device=row_TD.device)
     part_PD = sum_ND.new_empty(index_TR.numel() // PIECE, width)

@@ -69,9 +69,9 @@ def _(dy_NF: Tensor, x_ND: Tensor, w_FD: Tensor) -> Any:
 
 def _wide_product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b in float32. The sum over all rows is cut into parts that torch may else add in the narrow type."""
-    if a.is_cuda:
+    if a.is_cuda and torch.version.hip is None:
         return torch.mm(a, b, out_dtype=torch.float32)
-    return a.float() @ b.float()  # torch has the mixed product for accelerators only
+    return a.float() @ b.float()  # torch has the mixed product for CUDA only
 
 
 def _keep(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:

@@ -64,7 +64,7 @@ class Exchange(Protocol):
         ...
 
     def weights_changed(self) -> None:
-        """The optimizer has stepped, or a checkpoint was loaded."""
+        """The optimizer steps, or a checkpoint was loaded: copies of the weights are no longer valid."""
         ...
 
     def dispatch(self, x_TD: Tensor, expert_TK: Tensor, weight_TK: Tensor, n_experts: int, record: dict[str, Any]) -> Handle:

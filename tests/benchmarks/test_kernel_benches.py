@@ -109,21 +109,22 @@ def test_a_form_that_fails_is_named_with_its_reason_and_ours_may_not() -> None:
 
 
 def test_bars() -> None:
+    assert bench._has_bars("spec", 2048, "bf16") and not bench._has_bars("44M", 2048, "bf16")
     compared = Comparison({"ours": [1.0, 6.0, 9.0], "dense": [1.0, 1.5, 9.0], "cvmm": [1.0, 12.0, 17.0]}, {}, {})
     assert compared.over("ours", "dense") == 1.0 and compared.over("ours", "ScatterMoE") is None
-    assert bench._missed("spec", 2048, "bf16", compared, None) == []
-    slow = Comparison({"ours": [4.0], "dense": [1.0]}, {}, {})
-    assert len(bench._missed("spec", 2048, "bf16", slow, None)) == 1 and bench._missed("44M", 2048, "bf16", slow, None) == []
+    assert bench._missed(compared, None) == []
+    assert len(bench._missed(Comparison({"ours": [4.0], "dense": [1.0]}, {}, {}), None)) == 1
+    assert len(bench._missed(Comparison({"ours": [4.0]}, {}, {}), None)) == 1
 
 
 def test_bars_on_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    assert bench._has_bars("244M", 65536, "bf16") and not bench._has_bars("244M", 2048, "bf16")
     times = {"ours": [1.5], "dense": [1.0], "cvmm": [2.0], "cvmm_codex": [1.4], "ScatterMoE": [1.4]}
-    assert len(bench._missed("244M", 65536, "bf16", Comparison(times, {}, {}), 1.0)) == 5
+    assert len(bench._missed(Comparison(times, {}, {}), 1.0)) == 5
     times = {"ours": [1.4], "dense": [1.0], "cvmm": [3.0]}
-    assert bench._missed("244M", 65536, "bf16", Comparison(times, {}, {}), 1.0) == []
-    assert bench._missed("244M", 2048, "bf16", Comparison({"ours": [9.0], "dense": [1.0]}, {}, {}), 1.0) == []
+    assert bench._missed(Comparison(times, {}, {}), 1.0) == [] and len(bench._missed(Comparison(times, {}, {}), None)) == 1
 
 
 def test_every_launch_has_a_floor_and_runs() -> None:

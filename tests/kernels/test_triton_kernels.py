@@ -12,9 +12,11 @@ from drawn_routes import normal, with_gradients
 from benchmarks.kernel_cases import CASES
 from benchmarks.kernel_draw import Draw, Pair
 from kernels.counting_sort import BLOCK, SCAN_BLOCKS, counting_sort, counting_sort_reference
-from kernels.expert_mlp_triton import CHOSEN, expert_mlp_triton
-from kernels.gather_matmul import gather_matmul
+from kernels.expert_mlp_triton import CHOSEN, FORMS, expert_mlp_triton
+from kernels.gather_matmul import gather_matmul, gather_matmul_reference
+from kernels.peer_triton import peer_triton
 from kernels.routed_linear_triton import routed_linear_triton
+from kernels.rows import whole_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")  # the sigmoid of masked logits is 0
 
@@ -106,3 +108,29 @@ def test_compiled_whole_it_gives_the_same() -> None:
     eager = with_gradients(both, leaves)
     compiled = with_gradients(torch.compile(both, fullgraph=True, backend="aot_eager"), leaves)
     assert all(torch.allclose(a, b, rtol=1e-6, atol=1e-6) for a, b in zip(eager, compiled, strict=True))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_nan_of_an_expert_is_not_lost(form: str) -> None:
+    """A ReLU made of a maximum would turn it into 0, and training would go on with an expert that is gone."""
+    up, down = torch.ones(2, 8, 16), torch.ones(2, 16, 8)
+    up[1, 3, 5] = torch.nan
+    y_SD = expert_mlp_triton(torch.ones(3, 8), torch.arange(3), torch.tensor([0, 1, 0]), torch.ones(3), up, down, form=form)
+    assert y_SD.isnan().all(1).tolist() == [False, True, False] and y_SD[::2].isfinite().all()
+
+
+def test_a_nan_of_a_table_is_not_lost() -> None:
+    down, up = torch.ones(4, 8), torch.ones(4, 8)
+    down[2, 1] = torch.nan
+    y_TD, _ = peer_triton(torch.ones(2, 8), torch.tensor([[0, 1], [2, 3]]), torch.ones(2, 2), down, up, "relu")
+    assert y_TD.isnan().all(1).tolist() == [False, True]
+
+
+def test_columns_far_apart_are_copied_together() -> None:
+    """The kernels count columns in 32 bits."""
+    x_DS, plan = torch.randn(16, 40), counting_sort_reference(torch.zeros(40, dtype=torch.int64), 1, 32)
+    w_EDF, found, expected = torch.randn(1, 16, 16), torch.empty(40, 16), torch.empty(40, 16)
+    gather_matmul(x_DS.t(), w_EDF, plan, found)
+    gather_matmul_reference(x_DS.t(), w_EDF, plan, expected)
+    torch.testing.assert_close(found, expected)
+    assert whole_rows(x_DS.t()).stride() == (16, 1) and whole_rows(x_DS) is x_DS
