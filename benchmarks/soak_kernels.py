@@ -22,6 +22,7 @@ def main(argv: list[str]) -> int:
     """Run, print a line a kernel; 1 when one is off."""
     parser = argparse.ArgumentParser(prog="soak kernels", description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--shapes", type=int, default=200, help="shapes of each kernel (default: 200)")
+    parser.add_argument("--kernels", nargs="+", metavar="NAME", help="only these (default: all)")
     parser.add_argument("--first-seed", type=int, default=0, help="seeds count up from here (default: 0)")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="side by side (default: one a core)")
     parser.add_argument("--log", type=Path, help="write the lines here as well")
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> int:
     print(lines[0], flush=True)
     failed = False
     with multiprocessing.get_context("spawn").Pool(1 if torch.cuda.is_available() else args.processes) as pool:
-        for name in CASES:
+        for name in args.kernels or CASES:
             started = time.monotonic()
             errors = pool.starmap(
                 worst_error, [(name, seed) for seed in range(args.first_seed, args.first_seed + args.shapes)], chunksize=1

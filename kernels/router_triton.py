@@ -171,19 +171,18 @@ def _route(
     # Dropout masks scores with -inf, which still come before what is taken. Of NaNs some expert comes out, not a wild address.
     free = inside
     score = tl.load(scores_ptr + place, mask=inside, other=float("-inf"))
-    load = tl.zeros([EXPERTS], dtype=tl.int32)
     for k in range(TOP_K):
         if GIVEN:
             best = tl.load(given_ptr + row * TOP_K + k, mask=there, other=0)
         else:
             highest = tl.max(tl.where(free, score, float("-inf")), 1)
             best = tl.min(tl.where(free & (score == highest[:, None]), column[None, :], n_experts - 1), 1).to(tl.int64)
-            free = free & (column[None, :] != best[:, None])
         taken = column[None, :] == best[:, None]
-        load += tl.sum((taken & there[:, None]).to(tl.int32), 0)
+        free = free & ~taken
         of_best = tl.sum(tl.where(taken, logit, 0.0), 1)
         tl.store(expert_ptr + row * TOP_K + k, best, mask=there)
         tl.store(weight_ptr + row * TOP_K + k, tl.sigmoid(of_best), mask=there)
+    load = tl.sum((inside & ~free).to(tl.int32), 0)  # a token's experts are all different
     tl.store(load_ptr + block_place + column, load, mask=column < n_experts)
 
 
