@@ -4,7 +4,8 @@ MACs come in two forms. `published` is the count of the MoEUT authors (RobertCso
 paper/moe_universal/common.py), which forgets that every head has its own routers (0.7-1.0% of the total) and leaves out the
 weighting of feed-forward results. `exact` counts all products. Neither deducts what a causal mask saves.
 
-Symbols: d model width, H heads, h head width, N_A and N_E experts, K_A and K chosen, F expert width, T tokens, V vocabulary.
+Symbols: d model width, H heads, h head width, N_A and N_E experts, K_A and K chosen, F expert width, T tokens, V vocabulary;
+K streams where the residual is meant.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from model.config import Attention, DenseAttentionConfig, FeedForward, ModelConfig, SigmaMoEConfig
+from model.config import AltUpConfig, Attention, DenseAttentionConfig, FeedForward, ModelConfig, Residual, SigmaMoEConfig
 
 
 @dataclass(frozen=True)
@@ -34,16 +35,21 @@ class Parameters:
 
 @dataclass(frozen=True)
 class MACs:
-    """Multiply-accumulates of a forward pass over one sequence, all visits together."""
+    """Multiply-accumulates of a forward pass over one sequence, all visits together.
+
+    Attributes:
+        residual: predicting and correcting residual streams; 0 with a single one.
+    """
 
     attention: int
     feed_forward: int
+    residual: int
     head: int
 
     @property
     def body(self) -> int:
         """Without embedding and head: what the paper counts."""
-        return self.attention + self.feed_forward
+        return self.attention + self.feed_forward + self.residual
 
     @property
     def total(self) -> int:
@@ -55,14 +61,16 @@ def parameters(config: ModelConfig) -> Parameters:
     d, vocabulary = config.d_model, config.vocab_size
     attention, attention_active = _attention_parameters(config.attention, d)
     feed_forward, feed_forward_active = _feed_forward_parameters(config.feed_forward, d)
-    outside = vocabulary * d + vocabulary + 2 * d
+    copies, mixing = _copies(config), _mixing_parameters(config.residual, d)
+    outside = copies * vocabulary * d + vocabulary + 2 * d
     layer = attention + feed_forward + 4 * d
     n_layers, n_visits = config.depth.n_layers, config.depth.n_visits
+    sets = n_layers if isinstance(config.residual, AltUpConfig) and config.residual.coefficients == "layer" else n_visits
     return Parameters(
-        stored=n_layers * layer + vocabulary * d + outside,
+        stored=n_layers * layer + copies * vocabulary * d + outside + sets * mixing,
         layers=n_layers * layer,
-        unrolled=n_visits * layer + vocabulary * d + outside,
-        active=n_visits * (attention_active + feed_forward_active + 4 * d) + d + outside,
+        unrolled=n_visits * (layer + mixing) + copies * vocabulary * d + outside,
+        active=n_visits * (attention_active + feed_forward_active + 4 * d + mixing) + copies * d + outside,
     )
 
 
@@ -78,7 +86,8 @@ def macs(config: ModelConfig, n_tokens: int, form: Literal["published", "exact"]
     return MACs(
         attention=visits * _attention_macs(config.attention, config.d_model, n_tokens, exact),
         feed_forward=visits * _feed_forward_macs(config.feed_forward, config.d_model, n_tokens, exact),
-        head=config.d_model * config.vocab_size * n_tokens,
+        residual=visits * _mixing_macs(config.residual, config.d_model) * n_tokens,
+        head=_copies(config) * config.d_model * config.vocab_size * n_tokens,
     )
 
 
@@ -91,6 +100,27 @@ def kv_cache_bytes(config: ModelConfig, n_tokens: int, bytes_per_number: int) ->
     """Bytes of the key/value cache of one sequence: one key and one value a visit, not a layer."""
     attention = config.attention
     return config.depth.n_visits * 2 * attention.n_heads * attention.d_head * n_tokens * bytes_per_number
+
+
+def _copies(config: ModelConfig) -> int:
+    """Model widths in a row of the embedding and of the head."""
+    return config.residual.streams if config.residual.kind == "altup" else 1
+
+
+def _mixing_parameters(residual: Residual, d: int) -> int:
+    """Of one set of coefficients; routed ones have a norm, a router and a matrix of K rows or columns for each."""
+    if not isinstance(residual, AltUpConfig):
+        return 0
+    numbers = residual.streams**2 + residual.streams
+    return d + residual.streams * d + numbers * residual.streams if residual.routed else numbers
+
+
+def _mixing_macs(residual: Residual, d: int) -> int:
+    """K^2 to predict; to correct K, and as many for each stream's distance from the active one; a router is read twice."""
+    if not isinstance(residual, AltUpConfig):
+        return 0
+    k = residual.streams
+    return (k**2 + 2 * k) * d + ((2 * d + k**2 + k) * k if residual.routed else 0)
 
 
 def _attention_parameters(attention: Attention, d: int) -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """What a model is, as data: the `model:` part of a recipe.
 
-Slots (`attention`, `feed_forward`) are filled by name: their `kind` picks the class that reads the other fields.
+Slots (`attention`, `feed_forward`, `residual`) are filled by name: their `kind` picks the class that reads the other fields.
 Symbols as in the MoEUT paper (arXiv 2405.16039): G layers in a group, R repeats, N_E and N_A experts, K and K_A chosen.
 """
 
@@ -82,6 +82,29 @@ class DenseAttentionConfig(Strict):
     rotary: RotaryConfig = RotaryConfig()
 
 
+class SingleStreamConfig(Strict):
+    """The ordinary residual stream."""
+
+    kind: Literal["single"] = "single"
+
+
+class AltUpConfig(Strict):
+    """Alternating updates (arXiv 2301.13310): K residual streams, of which a visit's layer computes one.
+
+    `altup` widens embedding and head K times; `recycled_altup` keeps those of one stream. `block` chooses the stream a
+    visit computes (`model.streams.active_streams`), `compute_input` whether its layer reads the stream as it was (the
+    paper) or as predicted (Gemma 3n), `coefficients` whether every visit has its own or the visits of a layer share them, `routed`
+    whether they depend on the token (Gemma 3n) or are the same for all (the paper).
+    """
+
+    kind: Literal["altup", "recycled_altup"]
+    streams: int = Field(default=2, ge=2)
+    block: Literal["alternating", "by_visit", "same"] = "alternating"
+    compute_input: Literal["old", "predicted"] = "old"
+    coefficients: Literal["visit", "layer"] = "visit"
+    routed: bool = False
+
+
 class DepthConfig(Strict):
     """Depth as a schedule: prelude layers, then `group` distinct layers `repeats` times, then coda layers.
 
@@ -115,6 +138,7 @@ class DepthConfig(Strict):
 
 Attention = Annotated[SwitchHeadConfig | DenseAttentionConfig, Field(discriminator="kind")]
 FeedForward = Annotated[SigmaMoEConfig | DenseFeedForwardConfig, Field(discriminator="kind")]
+Residual = Annotated[SingleStreamConfig | AltUpConfig, Field(discriminator="kind")]
 
 
 class ModelConfig(Strict):
@@ -125,5 +149,6 @@ class ModelConfig(Strict):
     depth: DepthConfig = DepthConfig()
     attention: Attention
     feed_forward: FeedForward
+    residual: Residual = SingleStreamConfig()
     norm: Literal["peri", "pre", "post"] = "peri"
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)

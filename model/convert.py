@@ -168,6 +168,8 @@ def to_official_config(config: ModelConfig) -> dict[str, Any]:
         raise ModelError(f"attention.kind is '{attention.kind}'; the official library has switchhead only")
     if not isinstance(feed_forward, SigmaMoEConfig):
         raise ModelError(f"feed_forward.kind is '{feed_forward.kind}'; the official library has sigma_moe only")
+    if config.residual.kind != "single":
+        raise ModelError(f"residual.kind is '{config.residual.kind}'; the official library has single only")
     if config.norm != "peri":
         raise ModelError(f"norm is '{config.norm}'; the official library has peri only")
     if attention.n_experts == 1 and attention.single_expert != "output_gate":

@@ -61,7 +61,19 @@ class Constant:
         return torch.full(shape, self.value)
 
 
-Rule: TypeAlias = Normal | TruncatedNormal | Uniform | Constant
+@dataclass(frozen=True)
+class Repeated:
+    """A narrower tensor's values, `times` times side by side along the last dimension."""
+
+    rule: Normal | Uniform
+    times: int
+
+    def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        narrow = self.rule.draw((*shape[:-1], shape[-1] // self.times), generator)
+        return torch.cat([narrow] * self.times, dim=-1)
+
+
+Rule: TypeAlias = Normal | TruncatedNormal | Uniform | Constant | Repeated
 Rules: TypeAlias = dict[str, Rule]
 
 

@@ -3,7 +3,8 @@
 MoEUT (arXiv 2405.16039) is `group: G, repeats: R` with SwitchHead attention, sigma-MoE and peri-layernorm; the dense
 baseline and non-shared mixtures of experts are other fillings of the same slots.
 
-Shape suffixes: B sequences, T tokens, D model width, V vocabulary, E experts.
+Shape suffixes: B sequences, T tokens, D model width, W width of what the head reads, V vocabulary, E experts. `x` without a suffix
+are the residual streams, whose shape is theirs (`model.streams`).
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ from model.cache import KVCache, VisitCache
 from model.config import ModelConfig, SigmaMoEConfig, SwitchHeadConfig
 from model.errors import ModelError
 from model.exchange import Exchange, LocalExchange
-from model.initialise import Constant, Normal, Rules, Uniform, draw
+from model.initialise import Constant, Normal, Repeated, Rules, Uniform, draw
 from model.norm import LayerNorm
 from model.rotary import Positions, positions
 from model.router import Record
 from model.sharding import Box
+from model.streams import build_streams
 
 Recompute = Literal["none", "experts", "visit"]
 
@@ -83,10 +85,11 @@ class MoEUT(nn.Module):
         self.angle_type: torch.dtype | None = None
         places = (exchange or LocalExchange(), attention_exchange or LocalExchange())
         self.exchanges: list[Exchange] = list(dict.fromkeys(places))
-        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.streams = build_streams(config.residual, config.depth, config.d_model)
+        self.embedding = nn.Embedding(config.vocab_size, self.streams.table_copies * config.d_model)
         self.layers = nn.ModuleList(Block(config, *places, recompute == "experts") for _ in range(config.depth.n_layers))
         self.final_norm = LayerNorm(config.d_model)
-        self.head = nn.Linear(config.d_model, config.vocab_size)
+        self.head = nn.Linear(self.streams.head_copies * config.d_model, config.vocab_size)
 
     def forward(
         self,
@@ -112,21 +115,21 @@ class MoEUT(nn.Module):
         records = self._records(records)
         where = self._positions(tokens_BT, segments_BT, cache)
         balance = self.balance_sums(self._balance_weights())
-        x_BTD = self._embed(tokens_BT)
+        x = self._embed(tokens_BT)
         for visit, layer in enumerate(self.schedule):
             visit_cache = None if cache is None else cache.visits[visit]
-            x_BTD, statistics = self._visit(self.layers[layer], x_BTD, where, visit_cache, records[visit])
+            x, statistics = self._visit(visit, x, where, visit_cache, records[visit])
             balance.add(layer, statistics)
-        balance_B, balance_loss = balance.finish(tokens_BT.shape[0], tokens_BT.shape[1], x_BTD)
-        logits_BTV, cross_entropy = self._read_out(self.final_norm(x_BTD).to(self.head.weight.dtype), targets_BT)
+        balance_B, balance_loss = balance.finish(tokens_BT.shape[0], tokens_BT.shape[1], x)
+        logits_BTV, cross_entropy = self._read_out(self.streams.leave(x, self.final_norm).to(self.head.weight.dtype), targets_BT)
         return ModelOutput(logits_BTV, cross_entropy, balance_B, balance_loss, self._loads(records), records)
 
-    def _read_out(self, x_BTD: Tensor, targets_BT: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _read_out(self, x_BTW: Tensor, targets_BT: Tensor | None) -> tuple[Tensor, Tensor]:
         """Logits and a cross-entropy of 0, or no logits and the cross-entropy."""
         if targets_BT is None:
-            return self.head(x_BTD), x_BTD.new_zeros((), dtype=wide_dtype(x_BTD.dtype))
-        nothing = x_BTD.new_empty(0, x_BTD.shape[1], self.config.vocab_size)
-        return nothing, linear_cross_entropy(x_BTD.flatten(0, 1), self.head.weight, self.head.bias, targets_BT.flatten())
+            return self.head(x_BTW), x_BTW.new_zeros((), dtype=wide_dtype(x_BTW.dtype))
+        nothing = x_BTW.new_empty(0, x_BTW.shape[1], self.config.vocab_size)
+        return nothing, linear_cross_entropy(x_BTW.flatten(0, 1), self.head.weight, self.head.bias, targets_BT.flatten())
 
     def init_parameters(self, seed: int) -> MoEUT:
         """Draw all parameters anew (arXiv 2405.16039, appendix): values depend on `seed` and names, not on the layout."""
@@ -153,21 +156,24 @@ class MoEUT(nn.Module):
         return [(name, module) for name, module in self.named_modules() if isinstance(module, ExpertBank)]
 
     def _embed(self, tokens_BT: Tensor) -> Tensor:
-        x_BTD = self.embedding(tokens_BT)
-        x_BTD = x_BTD.to(wide_dtype(x_BTD.dtype))
+        x = self.embedding(tokens_BT)
+        x = self.streams.enter(x.to(wide_dtype(x.dtype)))
         if self.config.norm != "post":
-            return x_BTD
+            return x
         width = self.config.d_model
-        return F.layer_norm(x_BTD * width**0.5, (width,))
+        return F.layer_norm(x * width**0.5, (width,))
 
-    def _visit(
-        self, layer: nn.Module, x_BTD: Tensor, where: Positions, cache: VisitCache | None, record: Record
-    ) -> tuple[Tensor, Statistics]:
+    def _visit(self, visit: int, x: Tensor, where: Positions, cache: VisitCache | None, record: Record) -> tuple[Tensor, Statistics]:
         if self.recompute != "visit" or cache is not None or not torch.is_grad_enabled():
-            return layer(x_BTD, where, cache, record)
+            return self._pass(visit, x, where, cache, record)
         # No early stop: it would leave a recomputed exchange half way, its last collective issued on some ranks only.
         with set_checkpoint_early_stop(False):
-            return checkpoint(layer, x_BTD, where, cache, record, use_reentrant=False)
+            return checkpoint(self._pass, visit, x, where, cache, record, use_reentrant=False)
+
+    def _pass(self, visit: int, x: Tensor, where: Positions, cache: VisitCache | None, record: Record) -> tuple[Tensor, Statistics]:
+        read_BTD, x = self.streams.read(visit, x)
+        y_BTD, statistics = self.layers[self.schedule[visit]](read_BTD, where, cache, record)
+        return self.streams.write(visit, x, y_BTD), statistics
 
     def _positions(self, tokens_BT: Tensor, segments_BT: Tensor | None, cache: KVCache | None) -> Positions:
         if cache is not None and segments_BT is not None:
@@ -199,8 +205,12 @@ class MoEUT(nn.Module):
 
     def _rules(self) -> Rules:
         width = self.config.d_model
-        bound = Uniform(width**-0.5)
-        rules: Rules = {"embedding.weight": Normal(width**-0.5), "head.weight": bound, "head.bias": bound}
+        rules: Rules = {
+            "embedding.weight": Repeated(Normal(width**-0.5), self.streams.table_copies),
+            # Equal streams and equal parts of the head: their sum is the head of one stream.
+            "head.weight": Repeated(Uniform(width**-0.5 / self.streams.head_copies), self.streams.head_copies),
+            "head.bias": Uniform(width**-0.5),
+        }
         scale = 1.0 if self.config.norm == "post" else (2 / len(self.schedule)) ** 0.5
         for name, module in self.named_modules():
             if isinstance(module, LayerNorm):

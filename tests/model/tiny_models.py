@@ -21,6 +21,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "output_gate": {"attention": {**SWITCHHEAD, "n_experts": 1}},
     "gated_expert": {"attention": {**SWITCHHEAD, "n_experts": 1, "top_k": 1, "single_expert": "gated_expert"}},
     "dense": {"norm": "pre", "attention": {"kind": "dense", "n_heads": 2, "d_head": 18}, "feed_forward": {"kind": "dense", "d_ff": 50}},
+    "altup": {"residual": {"kind": "altup", "streams": 2}},
+    "recycled_altup": {"residual": {"kind": "recycled_altup", "streams": 3, "compute_input": "predicted"}},
     "prelude_and_coda": {"depth": {"prelude": 1, "group": 2, "repeats": 2, "coda": 1, "order": "loop"}},
 }
 
@@ -31,12 +33,12 @@ def tiny_config(**changes: Any) -> ModelConfig:
 
 
 def tiny_model(dtype: torch.dtype = torch.float64, seed: int = 1, recompute: Any = "none", **changes: Any) -> MoEUT:
-    """A drawn model whose norms were moved off their starting values, so that a missing gain or bias shows."""
+    """A drawn model whose norms and stream coefficients were moved off their starting values, so that a missing one shows."""
     model = MoEUT(tiny_config(**changes), recompute=recompute).init_parameters(seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" in name or "bias" in name:
+            if "norm" in name or "bias" in name or name.startswith("streams."):
                 parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
     return model.to(dtype)
 
