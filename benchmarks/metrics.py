@@ -27,7 +27,6 @@ from distributed.recipe import Recipe
 from distributed.recipe_file import load_recipe
 from distributed.run_folder import RunFolder
 from distributed.topology import Topology
-from model.config import SigmaMoEConfig
 from model.moeut import MoEUT
 
 BAR = 0.01
@@ -72,8 +71,8 @@ def watched_training(recipe: Recipe, steps: int, batch: int, device: torch.devic
     model = MoEUT(recipe.model).to(device)
     model.init_parameters(recipe.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.train.lr)
-    feed_forward = recipe.model.feed_forward
-    experts = [feed_forward.n_experts] * recipe.model.depth.n_visits if isinstance(feed_forward, SigmaMoEConfig) else []
+    routed = recipe.model.feed_forward.routed_experts
+    experts = [routed] * recipe.model.depth.n_visits if routed else []
     metrics = Metrics(run, recipe, Topology(0, 1, 0, 1, device, "gloo", None, None, None), 1e6, experts, 0, clock)
     train_step(model, optimizer, clock, SimpleNamespace(observe=lambda *_: None), batch, recipe, Stopwatch())  # warm-up
     watch.seconds.clear()

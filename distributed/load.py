@@ -2,7 +2,8 @@
 
 Counts are gathered on the device (`LoadCounter`) and judged on the host, once a logging interval (the plain functions).
 
-Shape suffixes: V visits, E experts, R expert-parallel ranks, W ranks of the world.
+Shape suffixes: V visits, E experts, R expert-parallel ranks, W ranks of the world; T tokens, H heads, K slots a
+head, N slots of a product-key layer.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from kernels.rows import add_rows
 
 
 def owner_bounds(n_experts: int, expert_parallel: int) -> list[tuple[int, int]]:
@@ -76,3 +79,27 @@ class LoadCounter:
         taken = self._loads_VE
         self._loads_VE = torch.zeros_like(taken)
         return taken
+
+
+def gate_mass(slot_THK: Tensor, gate_THK: Tensor, n_slots: int) -> Tensor:
+    """[N] float64: the gates that every slot of a product-key layer got, summed over tokens, heads and picks.
+
+    A visit's record holds the arguments, `["feed_forward"]` and `["gates"]["feed_forward"]`; masses of micro-batches add up.
+    """
+    mass_N = torch.zeros(n_slots, dtype=torch.float64, device=slot_THK.device)
+    add_rows(mass_N[:, None], slot_THK.flatten(), gate_THK.flatten()[:, None])
+    return mass_N
+
+
+def used_share(mass_N: Tensor) -> float:
+    """Expert usage (arXiv 2407.04153, table 2): the share of slots that got any gate over a whole evaluation."""
+    return (mass_N != 0).double().mean().item()
+
+
+def unevenness(mass_N: Tensor) -> float:
+    """KL of gates over slots to uniform, ln N + sum z ln z, nats (same table): 0 even, ln N one slot; 0 where no gate was."""
+    total = mass_N.sum(dtype=torch.float64)
+    if total == 0:
+        return 0.0
+    z_N = mass_N.double() / total
+    return (math.log(len(mass_N)) + torch.special.xlogy(z_N, z_N).sum()).item()

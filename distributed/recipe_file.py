@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from distributed.errors import RunError
 from distributed.recipe import Recipe
+from model.config import ModelConfig
 
 
 def load_recipe(path: Path | str, overrides: list[str] | None = None) -> Recipe:
@@ -94,12 +95,10 @@ def _parse_value(text: str) -> Any:
     return value
 
 
-# Discriminated unions put the chosen kind into pydantic's location; the user did not write it.
-_UNION_TAGS = {"sigma_moe", "switchhead", "dense"}
-
-
 def _explain(error: Any) -> str:
-    location = [str(part) for part in error["loc"] if str(part) not in _UNION_TAGS]
+    # Discriminated unions put the chosen kind into pydantic's location; the user did not write it.
+    kinds = {kind for slot in _parts(ModelConfig) if "kind" in slot.model_fields for kind in get_args(slot.model_fields["kind"].annotation)}
+    location = [str(part) for part in error["loc"] if str(part) not in kinds]
     field = ".".join(location) or "recipe"
     given = error.get("input")
     if error["type"] == "extra_forbidden":
@@ -113,15 +112,19 @@ def _explain(error: Any) -> str:
 
 def _known_fields() -> list[str]:
     """Names of all fields, of the recipe and of its parts."""
-    names: list[str] = []
-    pending: list[type[BaseModel]] = [Recipe]
+    return [name for part in _parts(Recipe) for name in part.model_fields]
+
+
+def _parts(whole: type[BaseModel]) -> list[type[BaseModel]]:
+    """`whole` and every model that a field of one may hold."""
+    found: list[type[BaseModel]] = []
+    pending = [whole]
     while pending:
         part = pending.pop()
-        for name, field in part.model_fields.items():
-            names.append(name)
-            for inner in _inner_models(field.annotation):
-                pending.append(inner)
-    return names
+        found.append(part)
+        for field in part.model_fields.values():
+            pending.extend(_inner_models(field.annotation))
+    return found
 
 
 def _inner_models(annotation: Any) -> list[type[BaseModel]]:

@@ -55,7 +55,7 @@ def open_replay(router: RouterConfig, run: RunFolder, topology: Topology) -> Rep
         return NoReplay()
     recorded = RunFolder.existing(router.choices)
     theirs, ours = recorded.recipe().model, run.recipe().model
-    for part in ("depth", "attention", "feed_forward"):
+    for part in ("depth", "attention", "feed_forward", "feed_forward_at"):
         if getattr(theirs, part) != getattr(ours, part):
             raise RunError(f"router.choices is '{router.choices}', a run with another model.{part}; its choices do not fit this model")
     if not recorded.choices.is_dir():

@@ -49,7 +49,6 @@ from distributed.summary import build_summary, says_finished
 from distributed.topology import Topology, close_topology, init_topology
 from distributed.world_rules import check_world
 from model.accounting import macs_per_token, stored_parameters
-from model.config import SigmaMoEConfig
 from model.moeut import ModelOutput
 
 Outcome = Literal["finished", "stopped", "regroup"]
@@ -270,8 +269,8 @@ class Trainer:
         return losses
 
     def _open_metrics(self) -> Metrics:
-        feed_forward, depth = self.recipe.model.feed_forward, self.recipe.model.depth
-        n_experts = [feed_forward.n_experts] * depth.n_visits if isinstance(feed_forward, SigmaMoEConfig) else []
+        experts = self.recipe.model.feed_forward.routed_experts
+        n_experts = [experts] * self.recipe.model.depth.n_visits if experts else []
         return Metrics(
             self.run,
             self.recipe,

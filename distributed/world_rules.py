@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from distributed.errors import RunError
 from distributed.recipe import Recipe
-from model.config import SigmaMoEConfig
 
 
 def check_world(recipe: Recipe, workers: int) -> None:
@@ -17,7 +16,7 @@ def check_world(recipe: Recipe, workers: int) -> None:
     if workers % size:
         fits = [n for n in range(1, workers + 1) if workers % n == 0]
         raise RunError(f"expert_parallel.size is {size}, which does not divide {workers} workers; choose one of {fits}")
-    if size > 1 and not isinstance(recipe.model.feed_forward, SigmaMoEConfig):
+    if size > 1 and not recipe.model.feed_forward.routed_experts:
         kind = recipe.model.feed_forward.kind
         raise RunError(f"expert_parallel.size is {size} but model.feed_forward.kind is '{kind}', which has no experts; set it to 1")
     batch = recipe.train.global_batch

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from model.config import AltUpConfig, Attention, DenseAttentionConfig, FeedForward, ModelConfig, Residual, SigmaMoEConfig
+from model.config import AltUpConfig, Attention, DenseAttentionConfig, ModelConfig, Residual
 
 
 @dataclass(frozen=True)
@@ -60,17 +60,17 @@ def parameters(config: ModelConfig) -> Parameters:
     """Counts of `config`, to the unit."""
     d, vocabulary = config.d_model, config.vocab_size
     attention, attention_active = _attention_parameters(config.attention, d)
-    feed_forward, feed_forward_active = _feed_forward_parameters(config.feed_forward, d)
+    feed_forward = [config.feed_forward_of(layer).parameters(d) for layer in range(config.depth.n_layers)]
     copies, mixing = _copies(config), _mixing_parameters(config.residual, d)
     outside = copies * vocabulary * d + vocabulary + 2 * d
-    layer = attention + feed_forward + 4 * d
-    n_layers, n_visits = config.depth.n_layers, config.depth.n_visits
-    sets = n_layers if isinstance(config.residual, AltUpConfig) and config.residual.coefficients == "layer" else n_visits
+    layers = sum(attention + slot.stored + 4 * d for slot in feed_forward)
+    schedule = config.depth.schedule()
+    sets = config.depth.n_layers if isinstance(config.residual, AltUpConfig) and config.residual.coefficients == "layer" else len(schedule)
     return Parameters(
-        stored=n_layers * layer + copies * vocabulary * d + outside + sets * mixing,
-        layers=n_layers * layer,
-        unrolled=n_visits * (layer + mixing) + copies * vocabulary * d + outside,
-        active=n_visits * (attention_active + feed_forward_active + 4 * d + mixing) + copies * d + outside,
+        stored=layers + copies * vocabulary * d + outside + sets * mixing,
+        layers=layers,
+        unrolled=sum(attention + feed_forward[layer].stored + 4 * d + mixing for layer in schedule) + copies * vocabulary * d + outside,
+        active=sum(attention_active + feed_forward[layer].active + 4 * d + mixing for layer in schedule) + copies * d + outside,
     )
 
 
@@ -85,7 +85,7 @@ def macs(config: ModelConfig, n_tokens: int, form: Literal["published", "exact"]
     visits = config.depth.n_visits
     return MACs(
         attention=visits * _attention_macs(config.attention, config.d_model, n_tokens, exact),
-        feed_forward=visits * _feed_forward_macs(config.feed_forward, config.d_model, n_tokens, exact),
+        feed_forward=n_tokens * sum(config.feed_forward_of(layer).macs(config.d_model, exact) for layer in config.depth.schedule()),
         residual=visits * _mixing_macs(config.residual, config.d_model) * n_tokens,
         head=_copies(config) * config.d_model * config.vocab_size * n_tokens,
     )
@@ -136,15 +136,6 @@ def _attention_parameters(attention: Attention, d: int) -> tuple[int, int]:
     return always + 2 * attention.n_experts * projection, always + 2 * top_k * projection
 
 
-def _feed_forward_parameters(feed_forward: FeedForward, d: int) -> tuple[int, int]:
-    """All, and those one token meets."""
-    if isinstance(feed_forward, SigmaMoEConfig):
-        expert, router = 2 * d * feed_forward.d_expert, feed_forward.n_experts * d
-        return feed_forward.n_experts * expert + router, feed_forward.top_k * expert + router
-    dense = 2 * d * feed_forward.d_ff + feed_forward.d_ff + d
-    return dense, dense
-
-
 def _attention_macs(attention: Attention, d: int, n_tokens: int, exact: bool) -> int:
     heads_width = attention.n_heads * attention.d_head
     scores = 2 * heads_width * n_tokens**2
@@ -155,11 +146,3 @@ def _attention_macs(attention: Attention, d: int, n_tokens: int, exact: bool) ->
     top_k = min(attention.top_k, attention.n_experts)
     routers = 2 * attention.n_experts * d * n_tokens * (attention.n_heads if exact else 1)
     return scores + (2 * top_k + 2) * d * heads_width * n_tokens + 2 * top_k * heads_width * n_tokens + routers
-
-
-def _feed_forward_macs(feed_forward: FeedForward, d: int, n_tokens: int, exact: bool) -> int:
-    if not isinstance(feed_forward, SigmaMoEConfig):
-        return 2 * n_tokens * d * feed_forward.d_ff
-    chosen_width = feed_forward.d_expert * feed_forward.top_k
-    weighting = n_tokens * chosen_width if exact else 0
-    return 2 * n_tokens * d * chosen_width + n_tokens * d * feed_forward.n_experts + weighting

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from kernels.spans import span
 from model.attention import DenseAttention, GatedAttention, Statistics
 from model.cache import VisitCache
-from model.config import ModelConfig, SigmaMoEConfig, SwitchHeadConfig
+from model.config import FeedForward, ModelConfig, SwitchHeadConfig
 from model.exchange import Exchange
-from model.feed_forward import DenseFeedForward, SigmaMoE
 from model.norm import LayerNorm
 from model.rotary import Positions
 from model.router import Record
+from model.slots import build_feed_forward
 from model.switchhead import SwitchHead
 
 
@@ -29,11 +29,13 @@ class Block(nn.Module):
     what is read from it has the weights' type.
     """
 
-    def __init__(self, config: ModelConfig, exchange: Exchange, attention_exchange: Exchange, recompute_experts: bool) -> None:
+    def __init__(
+        self, config: ModelConfig, feed_forward: FeedForward, exchange: Exchange, attention_exchange: Exchange, recompute_experts: bool
+    ) -> None:
         super().__init__()
         self.norm, self.dropout = config.norm, config.dropout
         self.attention = build_attention(config, attention_exchange)
-        self.feed_forward = build_feed_forward(config, exchange, recompute_experts)
+        self.feed_forward = build_feed_forward(config.d_model, feed_forward, exchange, recompute_experts)
         self.attention_norm = LayerNorm(config.d_model)
         self.feed_forward_norm = LayerNorm(config.d_model)
 
@@ -73,11 +75,3 @@ def build_attention(config: ModelConfig, exchange: Exchange) -> SwitchHead | Den
     if attention.n_experts == 1 and attention.single_expert == "output_gate":
         return GatedAttention(config.d_model, attention.n_heads, attention.d_head)
     return SwitchHead(config.d_model, attention, exchange)
-
-
-def build_feed_forward(config: ModelConfig, exchange: Exchange, recompute_experts: bool) -> SigmaMoE | DenseFeedForward:
-    """The feed-forward that `config.feed_forward` names."""
-    feed_forward = config.feed_forward
-    if isinstance(feed_forward, SigmaMoEConfig):
-        return SigmaMoE(config.d_model, feed_forward, exchange, recompute_experts)
-    return DenseFeedForward(config.d_model, feed_forward.d_ff)

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from model.slot_config import Count, FeedForwardSlot, Strict
+from model.sparse_config import PeerConfig, PKMConfig, PKMHalvesConfig, TopKConfig
 
 
-class Strict(BaseModel):
-    """Base of all recipe parts: unknown keys are errors, values do not change after the check."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class SigmaMoEConfig(Strict):
+class SigmaMoEConfig(FeedForwardSlot):
     """sigma-MoE feed-forward (arXiv 2310.10837): K of N_E experts by sigmoid score, no renormalisation."""
 
     kind: Literal["sigma_moe"] = "sigma_moe"
@@ -33,12 +30,34 @@ class SigmaMoEConfig(Strict):
             raise ValueError(f"top_k is {self.top_k} but there are {self.n_experts} experts; choose top_k <= {self.n_experts}")
         return self
 
+    @property
+    def routed_experts(self) -> int:
+        return self.n_experts
 
-class DenseFeedForwardConfig(Strict):
+    def balance_weights(self) -> dict[str, float]:
+        return {"feed_forward": self.balance_weight}
+
+    def parameters(self, d_model: int) -> Count:
+        expert, router = 2 * d_model * self.d_expert, self.n_experts * d_model
+        return Count(self.n_experts * expert + router, self.top_k * expert + router)
+
+    def macs(self, d_model: int, exact: bool) -> int:
+        chosen_width = self.d_expert * self.top_k
+        return 2 * d_model * chosen_width + d_model * self.n_experts + (chosen_width if exact else 0)
+
+
+class DenseFeedForwardConfig(FeedForwardSlot):
     """Two dense layers with ReLU and biases: the parameter-matched baseline."""
 
     kind: Literal["dense"] = "dense"
     d_ff: int = Field(ge=1)
+
+    def parameters(self, d_model: int) -> Count:
+        count = 2 * d_model * self.d_ff + self.d_ff + d_model
+        return Count(count, count)
+
+    def macs(self, d_model: int, exact: bool) -> int:
+        return 2 * d_model * self.d_ff
 
 
 class RotaryConfig(Strict):
@@ -137,18 +156,41 @@ class DepthConfig(Strict):
 
 
 Attention = Annotated[SwitchHeadConfig | DenseAttentionConfig, Field(discriminator="kind")]
-FeedForward = Annotated[SigmaMoEConfig | DenseFeedForwardConfig, Field(discriminator="kind")]
+FeedForward = Annotated[
+    SigmaMoEConfig | DenseFeedForwardConfig | TopKConfig | PKMConfig | PKMHalvesConfig | PeerConfig, Field(discriminator="kind")
+]
 Residual = Annotated[SingleStreamConfig | AltUpConfig, Field(discriminator="kind")]
 
 
 class ModelConfig(Strict):
-    """A decoder-only language model whose layers may be visited more than once."""
+    """A decoder-only language model whose layers may be visited more than once.
+
+    `feed_forward_at` puts another slot into single layers, by layer number: a memory in the middle of a dense model.
+    """
 
     vocab_size: int = Field(ge=2)
     d_model: int = Field(ge=1)
     depth: DepthConfig = DepthConfig()
     attention: Attention
     feed_forward: FeedForward
+    feed_forward_at: dict[int, FeedForward] = Field(default_factory=dict)
     residual: Residual = SingleStreamConfig()
     norm: Literal["peri", "pre", "post"] = "peri"
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+
+    @model_validator(mode="after")
+    def _other_slots_fit(self) -> ModelConfig:
+        for layer, slot in self.feed_forward_at.items():
+            if not 0 <= layer < self.depth.n_layers:
+                raise ValueError(f"feed_forward_at names layer {layer}; choose one of 0..{self.depth.n_layers - 1}")
+            # Counts of routes are one table, visits by experts.
+            if slot.routed_experts or self.feed_forward.routed_experts:
+                kind = (slot if slot.routed_experts else self.feed_forward).kind
+                raise ValueError(
+                    f"feed_forward_at cannot stand beside or hold '{kind}': all visits must have as many experts; leave it out"
+                )
+        return self
+
+    def feed_forward_of(self, layer: int) -> FeedForward:
+        """The slot of distinct layer `layer`."""
+        return self.feed_forward_at.get(layer, self.feed_forward)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kernels.expert_mlp import expert_mlp
 from model.attention import Statistics
 from model.bank import ExpertBank
-from model.config import SigmaMoEConfig
+from model.config import DenseFeedForwardConfig, SigmaMoEConfig
 from model.exchange import Exchange, ExpertWork, run_experts
 from model.initialise import Constant, Normal, Rules, TruncatedNormal
 from model.router import Record, Router
@@ -52,10 +52,10 @@ class SigmaMoE(nn.Module):
 class DenseFeedForward(nn.Module):
     """relu(x up + b) down + c: the parameter-matched baseline."""
 
-    def __init__(self, d_model: int, d_ff: int) -> None:
+    def __init__(self, d_model: int, config: DenseFeedForwardConfig) -> None:
         super().__init__()
-        self.up = nn.Linear(d_model, d_ff)
-        self.down = nn.Linear(d_ff, d_model)
+        self.up = nn.Linear(d_model, config.d_ff)
+        self.down = nn.Linear(config.d_ff, d_model)
 
     def forward(self, data_BTD: Tensor, n_BTD: Tensor, record: Record) -> tuple[Tensor, Statistics]:
         """y [B, T, D] of `data_BTD`, and no statistics."""

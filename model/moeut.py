@@ -24,7 +24,7 @@ from model.balance import BalanceSums
 from model.bank import ExpertBank
 from model.block import Block
 from model.cache import KVCache, VisitCache
-from model.config import ModelConfig, SigmaMoEConfig, SwitchHeadConfig
+from model.config import ModelConfig, SwitchHeadConfig
 from model.errors import ModelError
 from model.exchange import Exchange, LocalExchange
 from model.initialise import Constant, Normal, Repeated, Rules, Uniform, draw
@@ -46,7 +46,7 @@ class ModelOutput:
         cross_entropy: summed over all tokens, nats, float32 at least; 0 without targets.
         balance_B: weighted regulariser of every sequence, float32 at least; the loss adds its mean.
         balance_loss: mean of `balance_B`, 0 for an empty batch.
-        loads: a visit's routes per feed-forward expert, int64 [E], of the tokens given here; empty for dense layers.
+        loads: a visit's routes per feed-forward expert, int64 [E], of the tokens given here; no entries for slots without routed experts.
         records: what every visit chose.
     """
 
@@ -87,7 +87,8 @@ class MoEUT(nn.Module):
         self.exchanges: list[Exchange] = list(dict.fromkeys(places))
         self.streams = build_streams(config.residual, config.depth, config.d_model)
         self.embedding = nn.Embedding(config.vocab_size, self.streams.table_copies * config.d_model)
-        self.layers = nn.ModuleList(Block(config, *places, recompute == "experts") for _ in range(config.depth.n_layers))
+        slots = map(config.feed_forward_of, range(config.depth.n_layers))
+        self.layers = nn.ModuleList(Block(config, slot, *places, recompute == "experts") for slot in slots)
         self.final_norm = LayerNorm(config.d_model)
         self.head = nn.Linear(self.streams.head_copies * config.d_model, config.vocab_size)
 
@@ -192,13 +193,11 @@ class MoEUT(nn.Module):
         return records
 
     def _loads(self, records: list[Record]) -> list[Tensor]:
-        routed = isinstance(self.config.feed_forward, SigmaMoEConfig)
+        routed = self.config.feed_forward.routed_experts > 0
         return [record["loads"]["feed_forward"][0] for record in records] if routed else []
 
     def _balance_weights(self) -> dict[str, float]:
-        weights: dict[str, float] = {}
-        if isinstance(self.config.feed_forward, SigmaMoEConfig):
-            weights["feed_forward"] = self.config.feed_forward.balance_weight
+        weights = self.config.feed_forward.balance_weights()
         if isinstance(self.config.attention, SwitchHeadConfig):
             weights["attention.value"] = weights["attention.output"] = self.config.attention.balance_weight
         return weights

@@ -19,6 +19,18 @@ Record = dict[str, Any]
 """What one visit chose: names to choices, and what the exchange learnt. Filled when empty, obeyed when not."""
 
 
+def recorded(record: Record, name: str, shape: tuple[int, ...]) -> Tensor | None:
+    """The choices `record[name]`, or None where they are still to be made.
+
+    Raises:
+        ModelError: they have another shape than `shape`.
+    """
+    chosen: Tensor | None = record.get(name)
+    if chosen is not None and chosen.shape != shape:
+        raise ModelError(f"records: '{name}' has choices of shape {list(chosen.shape)}, this batch needs {list(shape)}")
+    return chosen
+
+
 class Routing(NamedTuple):
     """Choices and weights of a batch, and what the balance regulariser must know of it: the softmax summed over tokens, [B, M, E]."""
 
@@ -49,9 +61,7 @@ class Router(nn.Module):
         n_tokens, routers = x_BTD.shape[0] * x_BTD.shape[1], self.heads or 1
         logits_BTME = self._logits(x_BTD).view(*x_BTD.shape[:2], routers, self.n_experts)
         kept = (n_tokens, self.top_k) if self.heads is None else (n_tokens, routers, self.top_k)
-        chosen = record.get(self.name)
-        if chosen is not None and chosen.shape != kept:
-            raise ModelError(f"records: '{self.name}' has choices of shape {list(chosen.shape)}, this batch needs {list(kept)}")
+        chosen = recorded(record, self.name, kept)
         chosen_BTMK = None if chosen is None else chosen.view(*logits_BTME.shape[:3], self.top_k)
         routed = self._route(logits_BTME, chosen_BTMK, self._dropout_generator())
         record.setdefault(self.name, routed.expert.reshape(kept))

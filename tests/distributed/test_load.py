@@ -10,12 +10,15 @@ import torch
 from distributed.load import (
     LoadCounter,
     dead_share,
+    gate_mass,
     imbalance,
     never_used_share,
     owner_bounds,
     relative_load,
     routes_by_owner,
     routing_entropy,
+    unevenness,
+    used_share,
 )
 from model.exchange import LocalExchange
 
@@ -80,3 +83,23 @@ def test_counter_of_a_model_without_experts_stays_empty() -> None:
     counter = LoadCounter(0, 0, torch.device("cpu"))
     counter.add([])
     assert counter.take().shape == (0, 0)
+
+
+def test_usage_and_unevenness_of_gates() -> None:
+    """KL to uniform in nats: 0 even, ln N where one of N slots has all (N = 100: 4.605), ln 2 where half share evenly."""
+    even, one, half = torch.ones(100), torch.zeros(100), torch.zeros(100)
+    one[17], half[::2] = 3.0, 0.5
+    assert (used_share(even), used_share(one), used_share(half)) == (1.0, 0.01, 0.5)
+    assert unevenness(even) == pytest.approx(0.0, abs=1e-12)
+    assert unevenness(one) == pytest.approx(math.log(100)) == pytest.approx(4.605, abs=1e-3)
+    assert unevenness(half) == pytest.approx(math.log(2))
+    assert (used_share(torch.zeros(4)), unevenness(torch.zeros(4))) == (0.0, 0.0)
+
+
+def test_gate_mass_adds_gates_not_picks() -> None:
+    """Tokens by heads by k, a slot picked twice by one token, a gate of zero is no use."""
+    slots = torch.tensor([[[0, 3], [3, 1]], [[0, 1], [2, 3]]])
+    gates = torch.tensor([[[0.75, 0.25], [0.5, 0.5]], [[1.0, 0.0], [0.0, 1.0]]])
+    mass_N = gate_mass(slots, gates, 5)
+    assert mass_N.dtype == torch.float64 and mass_N.tolist() == [1.75, 0.5, 0.0, 1.75, 0.0]
+    assert used_share(mass_N) == 3 / 5

@@ -33,6 +33,7 @@ def test_overrides_reach_nested_fields_and_lists() -> None:
         ("model.feed_forward.top_k=999", ["model.feed_forward", "top_k is 999", "choose top_k <="]),
         ("train.steps=abc", ["train.steps", "'abc'", "integer"]),
         ("train.lr=-1", ["train.lr", "-1", "greater than 0"]),
+        ("model.feed_forward={kind: peer, n_keys: 4, d_key: 3}", ["model.feed_forward.d_key", "multiple of 2", "got 3"]),
         ("model.feed_forward.kind=foo", ["model.feed_forward", "foo", "sigma_moe"]),
         ("data.tokenizer.vocab_size=5000", ["model.vocab_size", "5000", "equal"]),
         ("router.replay=use", ["router.choices"]),

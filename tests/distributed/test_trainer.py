@@ -31,8 +31,8 @@ def state(home: Path, name: str, step: int) -> dict[str, Any]:
     return {"files": files, "step": manifest.step, **manifest.meta.model_dump(include={"tokens", "applied_steps", "data", "metrics"})}
 
 
-def run(pool: Pool, home: Path, values: dict[str, Any], stop: int | None, resume: bool = False) -> list[str]:
-    outcomes: list[str] = pool.run(2, "trainer_work:run", home=str(home), values=values, stop=stop, resume=resume, timeout=280)
+def run(pool: Pool, home: Path, values: dict[str, Any], stop: int | None, resume: bool = False, ranks: int = 2) -> list[str]:
+    outcomes: list[str] = pool.run(ranks, "trainer_work:run", home=str(home), values=values, stop=stop, resume=resume, timeout=280)
     return outcomes
 
 
@@ -45,6 +45,18 @@ def test_stopped_and_resumed_twice_across_an_epoch_the_bits_are_equal(home: Path
     assert run(pool, home, stopped, None, resume=True) == ["finished"] * 2
     assert state(home, "stopped", 12) == state(home, "undisturbed", 12)
     assert losses(str(home), "stopped") == losses(str(home), "undisturbed")
+
+
+def test_a_run_with_peer_in_one_layer_resumes_with_equal_bits(home: Path, pool: Pool) -> None:
+    """Tables and sub-keys are ordinary replicated parameters; there are no experts with counted routes."""
+    values = recipe_values(home, steps=4, engine="plain") | {"expert_parallel": {"size": 1}}
+    peer = {"kind": "peer", "n_keys": 5, "heads": 2, "top_k": 4, "d_key": 6}
+    values["model"] |= {"norm": "pre", "feed_forward": {"kind": "topk", "d_ff": 24, "top_k": 6}, "feed_forward_at": {1: peer}}
+    assert run(pool, home, values | {"name": "peer"}, None, ranks=1) == ["finished"]
+    assert run(pool, home, values | {"name": "peer_stopped"}, 2, ranks=1) == ["stopped"]
+    assert run(pool, home, values | {"name": "peer_stopped"}, None, resume=True, ranks=1) == ["finished"]
+    assert state(home, "peer_stopped", 4) == state(home, "peer", 4)
+    assert losses(str(home), "peer_stopped") == losses(str(home), "peer")
 
 
 def test_with_weights_moving_the_losses_are_the_same_and_so_are_the_bits_of_a_resumed_run(home: Path, pool: Pool) -> None:

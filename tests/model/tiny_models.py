@@ -23,6 +23,20 @@ KINDS: dict[str, dict[str, Any]] = {
     "dense": {"norm": "pre", "attention": {"kind": "dense", "n_heads": 2, "d_head": 18}, "feed_forward": {"kind": "dense", "d_ff": 50}},
     "altup": {"residual": {"kind": "altup", "streams": 2}},
     "recycled_altup": {"residual": {"kind": "recycled_altup", "streams": 3, "compute_input": "predicted"}},
+    "topk": {"norm": "pre", "feed_forward": {"kind": "topk", "d_ff": 50, "top_k": 7}},
+    "pkm": {"norm": "pre", "feed_forward": {"kind": "pkm", "n_keys": 6, "heads": 2, "top_k": 4, "d_key": 10, "query_norm": "layer"}},
+    "pkm_halves": {"norm": "pre", "feed_forward": {"kind": "pkm_halves", "n_keys": 6, "heads": 3, "top_k": 4}},
+    "pkm_dense": {"norm": "pre", "feed_forward": {"kind": "pkm_halves", "n_keys": 6, "heads": 3, "top_k": 6}},
+    "peer": {"feed_forward": {"kind": "peer", "n_keys": 6, "heads": 3, "top_k": 5, "d_key": 10}},
+    "peer_shared_keys": {
+        "feed_forward": {"kind": "peer", "n_keys": 6, "heads": 2, "top_k": 5, "d_key": 8, "keys_per_head": False, "query_norm": "none"}
+    },
+    "one_peer": {
+        "norm": "pre",
+        "depth": {"group": 3, "repeats": 2},
+        "feed_forward": {"kind": "dense", "d_ff": 50},
+        "feed_forward_at": {1: {"kind": "peer", "n_keys": 6, "heads": 3, "top_k": 5, "d_key": 10}},
+    },
     "prelude_and_coda": {"depth": {"prelude": 1, "group": 2, "repeats": 2, "coda": 1, "order": "loop"}},
 }
 

@@ -1,0 +1,82 @@
+"""Product-key memories: a table of values of which a token sums the few that its keys find.
+
+Shape suffixes: B sequences, T tokens of all sequences, H heads, K slots a head, N slots in all, n sub-keys a half, D model width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from kernels.table_rows import gather_sum
+from kernels.wide_linear import wide_linear
+from model.attention import Statistics
+from model.config import PKMConfig, PKMHalvesConfig
+from model.initialise import Normal, Rules, Uniform
+from model.product_keys import ProductKeys, Queries
+from model.router import Record
+
+
+class PKM(nn.Module):
+    """y = sum over heads and their k winners of softmax(score) * value (arXiv 1907.05242); the softmax is over one head's winners."""
+
+    def __init__(self, d_model: int, config: PKMConfig) -> None:
+        super().__init__()
+        self.d_model, self.d_key = d_model, config.d_key
+        self.queries = Queries(d_model, config.heads, config.d_key, bias=True, norm=config.query_norm)
+        self.keys = ProductKeys("feed_forward", config.heads, config.heads, config.n_keys, config.top_k, config.d_key)
+        self.values = nn.Parameter(torch.empty(config.n_slots, d_model))
+
+    def forward(self, data_BTD: Tensor, n_BTD: Tensor, record: Record) -> tuple[Tensor, Statistics]:
+        """y [B, T, D] of `n_BTD`, and no statistics; slots are recorded as `feed_forward`, their gates under `gates`."""
+        winners = self.keys(self.queries(n_BTD), record)
+        gate_THK = winners.score_THK.softmax(dim=-1)
+        record.setdefault("gates", {})["feed_forward"] = gate_THK.detach()
+        y_TD = gather_sum(gate_THK.flatten(1), self.values, winners.slot_THK.flatten(1))
+        return y_TD.view_as(data_BTD), {}
+
+    def init_rules(self, scale: float) -> Rules:
+        """As in the authors' code (facebookresearch/XLM @cd281d3): no scaling by depth."""
+        query, key = Uniform(self.d_model**-0.5), Uniform((self.d_key / 2) ** -0.5)
+        rules: Rules = {"queries.linear.weight": query, "queries.linear.bias": query, "keys.first": key, "keys.second": key}
+        return rules | {"values": Normal(self.d_model**-0.5)}
+
+
+class PKMHalves(nn.Module):
+    """The memory of arXiv 2310.10837 (eq. 8 and its released code): the input's own halves meet every head's sub-keys.
+
+    Sparse: the heads' winners side by side, activated together. Dense: one score a slot, summed over heads, then activated.
+    """
+
+    def __init__(self, d_model: int, config: PKMHalvesConfig) -> None:
+        super().__init__()
+        self.d_model, self.config = d_model, config
+        self.keys = ProductKeys("feed_forward", config.heads, config.heads, config.n_keys, config.top_k, d_model)
+        self.values = nn.Parameter(torch.empty(config.n_slots, d_model))
+
+    def forward(self, data_BTD: Tensor, n_BTD: Tensor, record: Record) -> tuple[Tensor, Statistics]:
+        """y [B, T, D] of `n_BTD`, and no statistics; slots and gates are recorded as in `PKM`, but where all slots are read."""
+        n_TD = n_BTD.flatten(0, 1)
+        y_TD = self._all(n_TD) if self.config.dense else self._some(n_TD, record)
+        return y_TD.view_as(data_BTD), {}
+
+    def _some(self, n_TD: Tensor, record: Record) -> Tensor:
+        winners = self.keys(n_TD[:, None], record)
+        gate_TR = self._activate(winners.score_THK.flatten(1))
+        record.setdefault("gates", {})["feed_forward"] = gate_TR.detach().view_as(winners.slot_THK)
+        return gather_sum(gate_TR, self.values, winners.slot_THK.flatten(1))
+
+    def _all(self, n_TD: Tensor) -> Tensor:
+        halves = zip(n_TD.split(self.keys.widths, dim=-1), (self.keys.first, self.keys.second), strict=True)
+        one_Tn, two_Tn = (wide_linear(half, key.unflatten(0, (self.config.heads, -1)).sum(0)) for half, key in halves)
+        score_TN = (one_Tn[:, :, None] + two_Tn[:, None, :]).flatten(1)
+        return self._activate(score_TN).to(self.values.dtype) @ self.values
+
+    def _activate(self, score: Tensor) -> Tensor:
+        return torch.relu(score) if self.config.activation == "relu" else score.softmax(dim=-1)
+
+    def init_rules(self, scale: float) -> Rules:
+        """Normals of the paper's two-layer form: keys as its first layer, values as its second, whose fan-in is a choice."""
+        fan_in = {"d_model": self.d_model, "slots": self.config.n_slots, "reads": self.config.reads}[self.config.value_fan_in]
+        key = Normal(scale / self.d_model**0.5)
+        return {"keys.first": key, "keys.second": key, "values": Normal(scale / fan_in**0.5)}

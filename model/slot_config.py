@@ -1,0 +1,42 @@
+"""What every feed-forward slot says of itself, whatever its kind: the questions that the rest of the house asks of one."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Strict(BaseModel):
+    """Base of all recipe parts: unknown keys are errors, values do not change after the check."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Count(NamedTuple):
+    """Parameters of a slot: all, and those one token meets (of a bank or a table only what it chose)."""
+
+    stored: int
+    active: int
+
+
+class FeedForwardSlot(Strict):
+    """Base of the feed-forward kinds. `model.slots` says which module reads which."""
+
+    @property
+    def routed_experts(self) -> int:
+        """Experts that expert parallelism can partition and whose routes are counted at every visit; 0 where there are none."""
+        return 0
+
+    def balance_weights(self) -> dict[str, float]:
+        """Weight of the balance regulariser for every statistic that the module gives, by router name."""
+        return {}
+
+    @abstractmethod
+    def parameters(self, d_model: int) -> Count:
+        """Parameters of one layer's slot, to the unit."""
+
+    @abstractmethod
+    def macs(self, d_model: int, exact: bool) -> int:
+        """Multiply-accumulates of one token's visit; `exact` adds what published counts leave out."""

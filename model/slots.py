@@ -1,0 +1,35 @@
+"""Which module fills a feed-forward slot: by the `kind` of its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from model.config import FeedForward
+from model.exchange import Exchange
+from model.feed_forward import DenseFeedForward, SigmaMoE
+from model.peer import Peer
+from model.pkm import PKM, PKMHalves
+from model.topk import TopK
+
+
+def _alone(module: Callable[[int, Any], nn.Module]) -> Callable[[int, Any, Exchange, bool], nn.Module]:
+    """A module whose weights are all here and that has its own way to save memory."""
+    return lambda d_model, config, exchange, recompute_experts: module(d_model, config)
+
+
+FEED_FORWARDS: dict[str, Callable[[int, Any, Exchange, bool], nn.Module]] = {
+    "sigma_moe": SigmaMoE,
+    "dense": _alone(DenseFeedForward),
+    "topk": _alone(TopK),
+    "pkm": _alone(PKM),
+    "pkm_halves": _alone(PKMHalves),
+    "peer": _alone(Peer),
+}
+
+
+def build_feed_forward(d_model: int, config: FeedForward, exchange: Exchange, recompute_experts: bool) -> nn.Module:
+    """The feed-forward that `config` names. Its forward takes (data, normalised data, record) and gives (y, statistics)."""
+    return FEED_FORWARDS[config.kind](d_model, config, exchange, recompute_experts)

@@ -1,0 +1,144 @@
+"""Feed-forward slots that use a few rows of a wide layer or table: top-K activation, product-key memories, PEER.
+
+Symbols: d model width, n sub-keys a half, so N = n * n slots (values, experts), h heads, k slots a head, d_k query width a head.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from model.slot_config import Count, FeedForwardSlot
+
+
+class TopKConfig(FeedForwardSlot):
+    """The dense slot with only the K largest hidden units of a token kept (arXiv 2310.10837 eq. 6-7)."""
+
+    kind: Literal["topk"] = "topk"
+    d_ff: int = Field(ge=1)
+    top_k: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _top_k_fits(self) -> TopKConfig:
+        if self.top_k > self.d_ff:
+            raise ValueError(f"top_k is {self.top_k} but there are {self.d_ff} hidden units; choose top_k <= {self.d_ff}")
+        return self
+
+    def parameters(self, d_model: int) -> Count:
+        up, biases = d_model * self.d_ff, self.d_ff + d_model
+        return Count(2 * up + biases, up + self.top_k * d_model + biases)
+
+    def macs(self, d_model: int, exact: bool) -> int:
+        """Of two dense products, which is how it runs."""
+        return 2 * d_model * self.d_ff
+
+
+class ProductKeyConfig(FeedForwardSlot):
+    """Base of the slots that find their k of n * n rows by product keys. Sub-keys all count as active, as a router does."""
+
+    n_keys: int = Field(ge=1)
+    heads: int = Field(ge=1)
+    top_k: int = Field(ge=1)
+
+    @property
+    def n_slots(self) -> int:
+        """N, rows of the table."""
+        return self.n_keys**2
+
+    @property
+    def reads(self) -> int:
+        """Rows a token reads."""
+        return self.heads * self.top_k
+
+    def table(self, d_model: int) -> Count:
+        """One table of N rows; rows that two heads pick count once where they must overlap."""
+        return Count(self.n_slots * d_model, min(self.reads, self.n_slots) * d_model)
+
+    @model_validator(mode="after")
+    def _top_k_fits(self) -> ProductKeyConfig:
+        if self.top_k > self.n_slots:
+            fits = f"choose top_k <= {self.n_slots}"
+            raise ValueError(f"top_k is {self.top_k} but {self.n_keys} sub-keys a half make {self.n_slots} slots; {fits}")
+        return self
+
+
+class PKMConfig(ProductKeyConfig):
+    """Product-key memory as published (arXiv 1907.05242): a query a head, softmax over a head's winners, summed values.
+
+    `query_norm`: none or layer norm a head. The published batch norm is not offered: its statistics span tokens and sequences.
+    """
+
+    kind: Literal["pkm"] = "pkm"
+    heads: int = Field(default=4, ge=1)
+    top_k: int = Field(default=32, ge=1)
+    d_key: int = Field(ge=2, multiple_of=2)
+    query_norm: Literal["none", "layer"] = "none"
+
+    def parameters(self, d_model: int) -> Count:
+        query = (d_model + 1) * self.heads * self.d_key
+        always = query + self.heads * self.n_keys * self.d_key + (2 * self.d_key if self.query_norm == "layer" else 0)
+        values = self.table(d_model)
+        return Count(always + values.stored, always + values.active)
+
+    def macs(self, d_model: int, exact: bool) -> int:
+        return self.heads * self.d_key * (d_model + self.n_keys) + self.reads * d_model
+
+
+class PKMHalvesConfig(ProductKeyConfig):
+    """Product-key memory of the sigma-MoE paper (arXiv 2310.10837): every head reads the halves of the input, no query layer.
+
+    Scores of all heads together go through `activation`. With `top_k` >= `n_keys` (all the paper's runs) heads are summed first,
+    over all slots; below, each head picks `top_k` slots, which is another function.
+    `value_fan_in`: values start with variance 2 / (unrolled depth * fan-in), of `d_model`, of `slots` (the paper's "+ init"),
+    or of `reads`, h * k.
+    """
+
+    kind: Literal["pkm_halves"] = "pkm_halves"
+    heads: int = Field(default=4, ge=1)
+    top_k: int = Field(default=128, ge=1)
+    activation: Literal["relu", "softmax"] = "relu"
+    value_fan_in: Literal["d_model", "slots", "reads"] = "d_model"
+
+    @property
+    def dense(self) -> bool:
+        """Whether every slot is read."""
+        return self.top_k >= self.n_keys
+
+    def parameters(self, d_model: int) -> Count:
+        keys, values = self.heads * self.n_keys * d_model, self.table(d_model)
+        return Count(keys + values.stored, keys + (values.stored if self.dense else values.active))
+
+    def macs(self, d_model: int, exact: bool) -> int:
+        """The dense form adds up the heads' keys before it multiplies."""
+        if self.dense:
+            return self.n_keys * d_model + self.n_slots * d_model
+        return self.heads * self.n_keys * d_model + self.reads * d_model
+
+
+class PeerConfig(ProductKeyConfig):
+    """PEER (arXiv 2407.04153): N experts of one hidden neuron, k picked by each of h query heads, gates over a head's winners.
+
+    `d_key` decides the cost and was not published. `keys_per_head`: own sub-keys for every head (all open implementations), or one
+    set for all (the paper's text). `query_norm`: `layer` norm of each head's query, or none. The paper's batch norm is not
+    offered: its statistics let a query depend on later tokens and on other sequences of a micro-batch.
+    """
+
+    kind: Literal["peer"] = "peer"
+    heads: int = Field(default=8, ge=1)
+    top_k: int = Field(default=16, ge=1)
+    d_key: int = Field(ge=2, multiple_of=2)
+    keys_per_head: bool = True
+    query_norm: Literal["none", "layer"] = "layer"
+    gate: Literal["softmax", "sigmoid"] = "softmax"
+    activation: Literal["relu", "gelu"] = "gelu"
+
+    def parameters(self, d_model: int) -> Count:
+        keys = (self.heads if self.keys_per_head else 1) * self.n_keys * self.d_key
+        always = d_model * self.heads * self.d_key + keys + (2 * self.d_key if self.query_norm == "layer" else 0)
+        rows = self.table(d_model)
+        return Count(always + 2 * rows.stored, always + 2 * rows.active)
+
+    def macs(self, d_model: int, exact: bool) -> int:
+        experts = 2 * self.reads * d_model + (self.reads if exact else 0)
+        return self.heads * self.d_key * (d_model + self.n_keys) + experts
