@@ -30,7 +30,7 @@ from kernels.grouped_matmul import arithmetic_dtype
 from model.config import SigmaMoEConfig
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-CROSSING = [32, 128, 512, 2048]
+CROSSING = [128, 512, 2048, 8192]
 WARM_UP_ROUNDS = 2
 OURS_OVER_DENSE_BAR = 8.0
 DEEPSPEED_OVER_OURS_BAR = 2.0
