@@ -21,6 +21,12 @@ def owner_bounds(n_experts: int, size: int) -> list[int]:
     return [n_experts * rank // size for rank in range(size + 1)]
 
 
+def owned_experts(n_experts: int, size: int, rank: int) -> range:
+    """Those of rank `rank` of `size`."""
+    bounds = owner_bounds(n_experts, size)
+    return range(bounds[rank], bounds[rank + 1])
+
+
 @dataclass
 class Routing:
     """A plan before its sizes are known to the host; the tensors stay on the device.

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from distributed.collectives import Group, all_to_all
-from distributed.dispatch_plan import Plan, complete, owner_bounds, route
+from distributed.dispatch_plan import Plan, complete, owned_experts, owner_bounds, route
 from distributed.movement import Movement, Traffic
 from distributed.topology import Topology
 from kernels.spans import span
@@ -47,8 +47,7 @@ class TokenExchange:
 
     def owned(self, n_experts: int) -> range:
         """The contiguous range of experts of this rank: floor(n*r/m) .. floor(n*(r+1)/m), empty on some when n < m."""
-        bounds = owner_bounds(n_experts, self.size)
-        return range(bounds[self.rank], bounds[self.rank + 1])
+        return owned_experts(n_experts, self.size, self.rank)
 
     def served(self, n_experts: int) -> range:
         """Those owned: tokens come to them."""

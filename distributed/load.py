@@ -8,26 +8,21 @@ head, N slots of a product-key layer.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from distributed.dispatch_plan import owner_bounds
 from kernels.rows import add_rows
-
-
-def owner_bounds(n_experts: int, expert_parallel: int) -> list[tuple[int, int]]:
-    """First and last-plus-one expert of every expert-parallel rank: floor(E*r/ep) .. floor(E*(r+1)/ep)."""
-    cuts = [n_experts * rank // expert_parallel for rank in range(expert_parallel + 1)]
-    return list(itertools.pairwise(cuts))
 
 
 def routes_by_owner(loads_VE: Tensor, expert_parallel: int) -> Tensor:
     """[V, R]: how many of a rank's routes go to each rank of its expert-parallel group."""
-    bounds = owner_bounds(loads_VE.shape[1], expert_parallel)
-    return torch.stack([loads_VE[:, start:stop].sum(dim=1) for start, stop in bounds], dim=1)
+    cuts = owner_bounds(loads_VE.shape[1], expert_parallel)
+    return torch.stack([loads_VE[:, start:stop].sum(dim=1) for start, stop in pairwise(cuts)], dim=1)
 
 
 def dead_share(loads_VE: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ Shape suffixes: E all experts, O those owned here, I width in, J width out, M ra
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from distributed.collectives import Group, Pending, all_to_all
-from distributed.dispatch_plan import owner_bounds
+from distributed.dispatch_plan import owned_experts
 from distributed.movement import Traffic
 from distributed.topology import Topology
 from kernels.rows import wide_dtype
@@ -61,8 +60,7 @@ class WeightExchange(LocalExchange):
 
     def owned(self, n_experts: int) -> range:
         """The contiguous range of experts whose parameters are here: floor(n*r/m) .. floor(n*(r+1)/m), maybe empty."""
-        bounds = owner_bounds(n_experts, self.size)
-        return range(bounds[self.rank], bounds[self.rank + 1])
+        return owned_experts(n_experts, self.size, self.rank)
 
     def served(self, n_experts: int) -> range:
         """All: this rank's tokens meet every expert here."""
@@ -127,8 +125,7 @@ class WeightExchange(LocalExchange):
         return arriving.view(self.size, n_owned, *d_EIJ.shape[1:]).sum(0)
 
     def _sizes(self, n_experts: int) -> list[int]:
-        bounds = owner_bounds(n_experts, self.size)
-        return [above - below for below, above in pairwise(bounds)]
+        return [len(owned_experts(n_experts, self.size, rank)) for rank in range(self.size)]
 
     def _count(self, rows: Tensor, n_rows: int) -> None:
         self.traffic.sent += n_rows * rows.shape[1:].numel() * rows.element_size()

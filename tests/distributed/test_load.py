@@ -7,13 +7,13 @@ import math
 import pytest
 import torch
 
+from distributed.dispatch_plan import owned_experts
 from distributed.load import (
     LoadCounter,
     dead_share,
     gate_mass,
     imbalance,
     never_used_share,
-    owner_bounds,
     relative_load,
     routes_by_owner,
     routing_entropy,
@@ -60,9 +60,9 @@ def test_relative_load_is_one_on_average() -> None:
 
 
 def test_owners_take_the_contiguous_ranges_of_the_exchange() -> None:
-    assert owner_bounds(7, 3) == [(0, 2), (2, 4), (4, 7)]
-    assert owner_bounds(2, 4) == [(0, 0), (0, 1), (1, 1), (1, 2)]
-    assert [range(*bounds) for bounds in owner_bounds(7, 1)] == [LocalExchange().owned(7)]
+    assert [owned_experts(7, 3, rank) for rank in range(3)] == [range(2), range(2, 4), range(4, 7)]
+    assert [owned_experts(2, 4, rank) for rank in range(4)] == [range(0), range(1), range(1, 1), range(1, 2)]
+    assert owned_experts(7, 1, 0) == LocalExchange().owned(7)
 
 
 def test_routes_by_owner_keep_their_sum() -> None:
