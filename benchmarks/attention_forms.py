@@ -10,6 +10,7 @@ from model.block import build_attention
 from model.config import ModelConfig
 from model.exchange import LocalExchange
 from model.rotary import positions
+from model.visit import Visit
 
 LENGTH = 1024
 
@@ -28,6 +29,6 @@ def attention_forms(config: ModelConfig, peer: ModelConfig, tokens: int, dtype: 
         angles = (config.attention.d_head, config.attention.rotary, torch.float32)
         where = positions(torch.zeros(1, length, dtype=torch.int64, device=device), 0, None, *angles)
         leaves = [data_BTD, n_BTD, *attention.parameters()]
-        return lambda: torch.autograd.grad(attention(data_BTD, n_BTD, where, None, {})[0], leaves, cotangent)
+        return lambda: torch.autograd.grad(attention(data_BTD, n_BTD, where, Visit())[0], leaves, cotangent)
 
     return {"ours": form(config), "dense": form(peer)}

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from distributed.exchange import TokenExchange
 from distributed.topology import Topology
-from model.config import SigmaMoEConfig
 from model.exchange import LocalExchange
 from model.feed_forward import SigmaMoE
+from model.moe_config import SigmaMoEConfig
+from model.visit import Visit
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def _ours(setting: Setting, topology: Topology, parts: int) -> Layer:
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=setting.d_model**-0.5, generator=generator)
     module.to(topology.device, setting.dtype)
-    return Layer(module, lambda x_1TD: module(x_1TD, x_1TD, {})[0])
+    return Layer(module, lambda x_1TD: module(x_1TD, x_1TD, Visit())[0])
 
 
 def _dense(setting: Setting, topology: Topology) -> Layer:

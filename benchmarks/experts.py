@@ -27,7 +27,8 @@ from benchmarks.expert_layers import Layer, Setting, build_layers
 from distributed.exchange import TokenExchange
 from distributed.topology import Topology, close_topology, init_topology
 from kernels.grouped_matmul import arithmetic_dtype
-from model.config import SigmaMoEConfig
+from model.moe_config import SigmaMoEConfig
+from model.visit import Visit
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 CROSSING = [128, 512, 2048, 8192]
@@ -118,7 +119,7 @@ def bytes_sent(layer: Layer, setting: Setting, topology: Topology) -> dict[str, 
     x_1TD, dy_1TD = _inputs(setting, topology)
     record: dict = {}
     before = exchange.traffic.sent, exchange.traffic.one_copy_an_expert
-    layer.module(x_1TD, x_1TD, record)[0].backward(dy_1TD)
+    layer.module(x_1TD, x_1TD, Visit(record=record))[0].backward(dy_1TD)
     plans = [part["plan"] for part in record["feed_forward.exchange"].values()]
     return {
         "one copy a rank": exchange.traffic.sent - before[0],

@@ -12,7 +12,8 @@ from distributed.exchange import TokenExchange
 from distributed.move import MOVES, VISITS, Load, Move, run_micro_batch, trial_layer, trial_seconds
 from distributed.topology import Topology
 from distributed.weight_exchange import WeightExchange
-from model.config import DepthConfig, SigmaMoEConfig
+from model.depth_config import DepthConfig
+from model.moe_config import SigmaMoEConfig
 
 
 @dataclass(frozen=True)

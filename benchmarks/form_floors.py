@@ -18,7 +18,8 @@ import torch
 from benchmarks.floors import BF16, FP32, INT64, Work
 from kernels.tile_order import WINDOW_BYTES
 from kernels.tiles import tile_rows
-from model.config import ModelConfig, SigmaMoEConfig
+from model.config import ModelConfig
+from model.moe_config import SigmaMoEConfig
 
 BLOCK_OUT = 128  # columns of one program of gather_matmul, and of expert_outer_products unless by columns: then twice that
 

@@ -22,7 +22,7 @@ from benchmarks.kernel_forms import Shape, dense_layer, draw_layer
 from benchmarks.kernel_times import kernel_times
 from benchmarks.timing import measure
 from kernels.expert_mlp_triton import FORMS, expert_mlp_triton
-from model.config import SigmaMoEConfig
+from model.moe_config import SigmaMoEConfig
 from model.paper import PAPER
 
 

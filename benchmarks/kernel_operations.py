@@ -18,7 +18,9 @@ from kernels.gather_matmul import Dot, gather_matmul
 from kernels.router_triton import route_triton
 from kernels.sum_by_row import row_ends, sum_by_row
 from kernels.tiles import tile_rows
-from model.config import ModelConfig, SigmaMoEConfig, SwitchHeadConfig
+from model.attention_config import SwitchHeadConfig
+from model.config import ModelConfig
+from model.moe_config import SigmaMoEConfig
 
 
 class Routes(NamedTuple):

@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 from benchmarks.kernel_forms import Shape
 from benchmarks.map_forms import MapShape
-from model.config import ModelConfig, SigmaMoEConfig, SwitchHeadConfig
+from model.attention_config import SwitchHeadConfig
+from model.config import ModelConfig
+from model.moe_config import SigmaMoEConfig
 from model.paper import PAPER
 
 

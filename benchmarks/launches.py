@@ -15,7 +15,8 @@ from triton.runtime.jit import JITFunction
 
 from benchmarks.peer_floors import PEER
 from kernels import expert_mlp_triton, norm_read_triton, peer_triton, routed_linear_triton, router_triton, segment_sums_triton
-from model.config import SigmaMoEConfig, SwitchHeadConfig
+from model.attention_config import SwitchHeadConfig
+from model.moe_config import SigmaMoEConfig
 from model.paper import PAPER
 
 SIZE, TOKENS, LENGTH = "244M", 65536, 1024

@@ -14,7 +14,9 @@ import argparse
 from benchmarks.floors import BF16, DEVICES, FP32, INT64, Work
 from benchmarks.peer_floors import PEER, peer
 from benchmarks.stream_floors import readers, stream
-from model.config import ModelConfig, SigmaMoEConfig, SwitchHeadConfig
+from model.attention_config import SwitchHeadConfig
+from model.config import ModelConfig
+from model.moe_config import SigmaMoEConfig
 from model.paper import PAPER
 
 

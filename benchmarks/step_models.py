@@ -12,7 +12,9 @@ from torch import Tensor
 
 from distributed.engine_plain import PlainEngine
 from distributed.recipe import TrainConfig
-from model.config import ModelConfig, SigmaMoEConfig, SwitchHeadConfig
+from model.attention_config import SwitchHeadConfig
+from model.config import ModelConfig
+from model.moe_config import SigmaMoEConfig
 from model.moeut import MoEUT, Recompute
 from model.router import Record
 

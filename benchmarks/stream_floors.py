@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from benchmarks.floors import BF16, FP32, Work
-from model.config import ModelConfig, SigmaMoEConfig, SwitchHeadConfig
+from model.attention_config import SwitchHeadConfig
+from model.config import ModelConfig
+from model.moe_config import SigmaMoEConfig
 
 
 def stream(config: ModelConfig, tokens: int) -> dict[str, Work]:

@@ -14,7 +14,9 @@ from benchmarks.kernel_forms import Leaves
 from benchmarks.timing import Form
 from kernels.norm_read import Read, norm_read, norm_read_reference
 from kernels.wide_linear import wide_linear, wide_linear_reference
-from model.config import ModelConfig, SigmaMoEConfig, SwitchHeadConfig
+from model.attention_config import SwitchHeadConfig
+from model.config import ModelConfig
+from model.moe_config import SigmaMoEConfig
 
 EPS = 1e-5
 

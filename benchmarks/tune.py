@@ -20,7 +20,7 @@ from benchmarks import kernel_operations
 from benchmarks.results import table
 from benchmarks.timing import Form, measure
 from kernels import expert_outer_products, gather_matmul
-from model.config import SigmaMoEConfig
+from model.moe_config import SigmaMoEConfig
 from model.paper import PAPER
 
 PRODUCTS = {

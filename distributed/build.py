@@ -10,7 +10,7 @@ from distributed.exchange import TokenExchange
 from distributed.recipe import Recipe
 from distributed.topology import Topology
 from distributed.weight_exchange import WeightExchange
-from model.config import SwitchHeadConfig
+from model.attention_config import SwitchHeadConfig
 from model.exchange import Exchange, LocalExchange
 from model.moeut import MoEUT
 

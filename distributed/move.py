@@ -26,9 +26,11 @@ from distributed.build import build_exchange, choose_dtype
 from distributed.recipe import Recipe
 from distributed.run_folder import RunFolder
 from distributed.topology import Topology
-from model.config import DepthConfig, SigmaMoEConfig
+from model.depth_config import DepthConfig
 from model.exchange import Exchange
 from model.feed_forward import SigmaMoE
+from model.moe_config import SigmaMoEConfig
+from model.visit import Visit
 
 Move = Literal["tokens", "weights"]
 MOVES: tuple[Move, ...] = ("tokens", "weights")
@@ -143,7 +145,7 @@ def run_micro_batch(layer: SigmaMoE, x_1TD: Tensor, topology: Topology, last: bo
     started = time.perf_counter()
     y_1TD = x_1TD
     for _ in range(VISITS):
-        y_1TD, _ = layer(y_1TD, y_1TD, {})
+        y_1TD, _ = layer(y_1TD, y_1TD, Visit())
     layer.exchange.before_backward(last)
     torch.autograd.grad(y_1TD, [x_1TD, *layer.parameters()], torch.ones_like(y_1TD))
     _meet(topology)

@@ -8,7 +8,8 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from data_pipeline.config import DataConfig
-from model.config import ModelConfig, Strict
+from model.config import ModelConfig
+from model.slot_config import Strict
 
 
 class ScheduleConfig(Strict):

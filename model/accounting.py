@@ -13,7 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from model.config import AltUpConfig, Attention, DenseAttentionConfig, ModelConfig, Residual
+from model.attention_config import DenseAttentionConfig
+from model.config import Attention, ModelConfig, Residual
+from model.stream_config import AltUpConfig
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from model.cache import VisitCache
 from model.initialise import Normal, Rules, TruncatedNormal
 from model.rotary import Positions, rotate
-from model.router import Record
+from model.visit import Visit
 
 Statistics: TypeAlias = dict[str, Tensor]
 """What the routers of one visit tell the balance regulariser, by router name; empty where there are none."""
@@ -54,12 +54,10 @@ class DenseAttention(QueryKeyAttention):
         self.value = nn.Linear(d_model, n_heads * d_head, bias=False)
         self.output = nn.Linear(n_heads * d_head, d_model, bias=False)
 
-    def forward(
-        self, data_BTD: Tensor, n_BTD: Tensor, where: Positions, cache: VisitCache | None, record: Record
-    ) -> tuple[Tensor, Statistics]:
+    def forward(self, data_BTD: Tensor, n_BTD: Tensor, where: Positions, visit: Visit) -> tuple[Tensor, Statistics]:
         """Attention of `n_BTD` with values read from `data_BTD`: y [B, T, D], and no statistics."""
         value_BTHd = self.value(data_BTD).unflatten(-1, (self.n_heads, self.d_head))
-        attended_BTHd = self.attend(n_BTD, value_BTHd, where, cache)
+        attended_BTHd = self.attend(n_BTD, value_BTHd, where, visit.cache)
         return self.output(self._scale(attended_BTHd, n_BTD).flatten(2)), {}
 
     def _scale(self, attended_BTHd: Tensor, n_BTD: Tensor) -> Tensor:

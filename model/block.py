@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from kernels.spans import span
 from model.attention import DenseAttention, GatedAttention, Statistics
-from model.cache import VisitCache
-from model.config import FeedForward, ModelConfig, SwitchHeadConfig
+from model.attention_config import SwitchHeadConfig
+from model.config import FeedForward, ModelConfig
 from model.exchange import Exchange
 from model.norm import LayerNorm
 from model.rotary import Positions
-from model.router import Record
 from model.slots import build_feed_forward
 from model.switchhead import SwitchHead
+from model.visit import Visit
 
 
 class Block(nn.Module):
@@ -39,13 +39,13 @@ class Block(nn.Module):
         self.attention_norm = LayerNorm(config.d_model)
         self.feed_forward_norm = LayerNorm(config.d_model)
 
-    def forward(self, x_BTD: Tensor, where: Positions, cache: VisitCache | None, record: Record) -> tuple[Tensor, Statistics]:
+    def forward(self, x_BTD: Tensor, where: Positions, visit: Visit) -> tuple[Tensor, Statistics]:
         """The stream after this layer, and the statistics of its routers."""
         x_BTD, data_BTD, n_BTD = self._read(x_BTD, None, self.attention_norm)
         with span("attention"):
-            y_BTD, attention_statistics = self.attention(data_BTD, n_BTD, where, cache, record)
+            y_BTD, attention_statistics = self.attention(data_BTD, n_BTD, where, visit)
         x_BTD, data_BTD, n_BTD = self._add_and_read(x_BTD, y_BTD)
-        y_BTD, feed_forward_statistics = self.feed_forward(data_BTD, n_BTD, record)
+        y_BTD, feed_forward_statistics = self.feed_forward(data_BTD, n_BTD, visit)
         return self._add(x_BTD, y_BTD, self.feed_forward_norm), attention_statistics | feed_forward_statistics
 
     def _add_and_read(self, x_BTD: Tensor, y_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:

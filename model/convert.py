@@ -14,8 +14,11 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from model.config import DepthConfig, ModelConfig, SigmaMoEConfig, SwitchHeadConfig
+from model.attention_config import SwitchHeadConfig
+from model.config import ModelConfig
+from model.depth_config import DepthConfig
 from model.errors import ModelError
+from model.moe_config import SigmaMoEConfig
 from model.moeut import MoEUT
 from model.official import keep_official_float32
 

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from kernels.expert_mlp import expert_mlp
 from model.attention import Statistics
 from model.bank import ExpertBank
-from model.config import DenseFeedForwardConfig, SigmaMoEConfig
+from model.dense_config import DenseFeedForwardConfig
 from model.exchange import Exchange, ExpertWork, run_experts
 from model.initialise import Constant, Normal, Rules, TruncatedNormal
-from model.router import Record, Router
+from model.moe_config import SigmaMoEConfig
+from model.router import Router
+from model.visit import Visit
 
 
 class SigmaMoE(nn.Module):
@@ -30,10 +32,10 @@ class SigmaMoE(nn.Module):
         self.up = ExpertBank(exchange, config.n_experts, d_model, config.d_expert)
         self.down = ExpertBank(exchange, config.n_experts, config.d_expert, d_model)
 
-    def forward(self, data_BTD: Tensor, n_BTD: Tensor, record: Record) -> tuple[Tensor, Statistics]:
+    def forward(self, data_BTD: Tensor, n_BTD: Tensor, visit: Visit) -> tuple[Tensor, Statistics]:
         """Experts read `data_BTD`, the router `n_BTD`: y [B, T, D] and the router's statistic."""
-        routing = self.router(n_BTD, record)
-        exchanged = record.setdefault("feed_forward.exchange", {})
+        routing = self.router(n_BTD, visit.record)
+        exchanged = visit.record.setdefault("feed_forward.exchange", {})
         choices = (routing.expert_NMK.flatten(1), routing.weight_NMK.flatten(1))
         y = run_experts(self.exchange, self._experts, data_BTD.flatten(0, 1), *choices, self.config.n_experts, exchanged)
         return y.view_as(data_BTD), {"feed_forward": routing.statistic}
@@ -57,7 +59,7 @@ class DenseFeedForward(nn.Module):
         self.up = nn.Linear(d_model, config.d_ff)
         self.down = nn.Linear(config.d_ff, d_model)
 
-    def forward(self, data_BTD: Tensor, n_BTD: Tensor, record: Record) -> tuple[Tensor, Statistics]:
+    def forward(self, data_BTD: Tensor, n_BTD: Tensor, visit: Visit) -> tuple[Tensor, Statistics]:
         """y [B, T, D] of `data_BTD`, and no statistics."""
         return self.down(torch.relu(self.up(data_BTD))), {}
 

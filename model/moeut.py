@@ -20,11 +20,12 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from kernels.linear_cross_entropy import linear_cross_entropy
 from kernels.rows import wide_dtype
 from model.attention import Statistics
+from model.attention_config import SwitchHeadConfig
 from model.balance import BalanceSums
 from model.bank import ExpertBank
 from model.block import Block
-from model.cache import KVCache, VisitCache
-from model.config import ModelConfig, SwitchHeadConfig
+from model.cache import KVCache
+from model.config import ModelConfig
 from model.errors import ModelError
 from model.exchange import Exchange, LocalExchange
 from model.initialise import Constant, Normal, Repeated, Rules, Uniform, draw
@@ -33,6 +34,7 @@ from model.rotary import Positions, positions
 from model.router import Record
 from model.sharding import Box
 from model.streams import build_streams
+from model.visit import Visit
 
 Recompute = Literal["none", "experts", "visit"]
 
@@ -117,10 +119,9 @@ class MoEUT(nn.Module):
         where = self._positions(tokens_BT, segments_BT, cache)
         balance = self.balance_sums(self._balance_weights())
         x = self._embed(tokens_BT)
-        for visit, layer in enumerate(self.schedule):
-            visit_cache = None if cache is None else cache.visits[visit]
-            x, statistics = self._visit(visit, x, where, visit_cache, records[visit])
-            balance.add(layer, statistics)
+        for visit in self._visits(cache, records):
+            x, statistics = self._visit(x, where, visit)
+            balance.add(self.schedule[visit.number], statistics)
         balance_B, balance_loss = balance.finish(tokens_BT.shape[0], tokens_BT.shape[1], x)
         logits_BTV, cross_entropy = self._read_out(self.streams.leave(x, self.final_norm).to(self.head.weight.dtype), targets_BT)
         return ModelOutput(logits_BTV, cross_entropy, balance_B, balance_loss, self._loads(records), records)
@@ -164,17 +165,24 @@ class MoEUT(nn.Module):
         width = self.config.d_model
         return F.layer_norm(x * width**0.5, (width,))
 
-    def _visit(self, visit: int, x: Tensor, where: Positions, cache: VisitCache | None, record: Record) -> tuple[Tensor, Statistics]:
-        if self.recompute != "visit" or cache is not None or not torch.is_grad_enabled():
-            return self._pass(visit, x, where, cache, record)
+    def _visits(self, cache: KVCache | None, records: list[Record]) -> list[Visit]:
+        visits = []
+        for number, layer in enumerate(self.schedule):
+            here = None if cache is None else cache.visits[number]
+            visits.append(Visit(here, records[number], number, self.schedule[:number].count(layer)))
+        return visits
+
+    def _visit(self, x: Tensor, where: Positions, visit: Visit) -> tuple[Tensor, Statistics]:
+        if self.recompute != "visit" or visit.cache is not None or not torch.is_grad_enabled():
+            return self._pass(x, where, visit)
         # No early stop: it would leave a recomputed exchange half way, its last collective issued on some ranks only.
         with set_checkpoint_early_stop(False):
-            return checkpoint(self._pass, visit, x, where, cache, record, use_reentrant=False)
+            return checkpoint(self._pass, x, where, visit, use_reentrant=False)
 
-    def _pass(self, visit: int, x: Tensor, where: Positions, cache: VisitCache | None, record: Record) -> tuple[Tensor, Statistics]:
-        read_BTD, x = self.streams.read(visit, x)
-        y_BTD, statistics = self.layers[self.schedule[visit]](read_BTD, where, cache, record)
-        return self.streams.write(visit, x, y_BTD), statistics
+    def _pass(self, x: Tensor, where: Positions, visit: Visit) -> tuple[Tensor, Statistics]:
+        read_BTD, x = self.streams.read(visit.number, x)
+        y_BTD, statistics = self.layers[self.schedule[visit.number]](read_BTD, where, visit)
+        return self.streams.write(visit.number, x, y_BTD), statistics
 
     def _positions(self, tokens_BT: Tensor, segments_BT: Tensor | None, cache: KVCache | None) -> Positions:
         if cache is not None and segments_BT is not None:

@@ -6,7 +6,11 @@ attention expert gated at value and output. `GROUPS`: MoEUT 244M with other grou
 
 from __future__ import annotations
 
-from model.config import DenseAttentionConfig, DenseFeedForwardConfig, DepthConfig, ModelConfig, SigmaMoEConfig, SwitchHeadConfig
+from model.attention_config import DenseAttentionConfig, SwitchHeadConfig
+from model.config import ModelConfig
+from model.dense_config import DenseFeedForwardConfig
+from model.depth_config import DepthConfig
+from model.moe_config import SigmaMoEConfig
 
 _VOCABULARY = 8000
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from kernels.peer import peer
 from model.attention import Statistics
-from model.config import PeerConfig
 from model.initialise import Normal, Rules, Uniform
+from model.product_key_config import PeerConfig
 from model.product_keys import ProductKeys, Queries
-from model.router import Record
+from model.visit import Visit
 
 
 class Peer(nn.Module):
@@ -32,11 +32,11 @@ class Peer(nn.Module):
         self.down = nn.Parameter(torch.empty(config.n_slots, d_model))
         self.up = nn.Parameter(torch.empty(config.n_slots, d_model))
 
-    def forward(self, data_BTD: Tensor, n_BTD: Tensor, record: Record) -> tuple[Tensor, Statistics]:
+    def forward(self, data_BTD: Tensor, n_BTD: Tensor, visit: Visit) -> tuple[Tensor, Statistics]:
         """y [B, T, D], and no statistics; experts are recorded as `feed_forward`, int64 [T, H, K], their gates under `gates`."""
-        winners = self.keys(self.queries(n_BTD), record)
+        winners = self.keys(self.queries(n_BTD), visit.record)
         gate_THK = winners.score_THK.softmax(dim=-1) if self.config.gate == "softmax" else winners.score_THK.sigmoid()
-        record.setdefault("gates", {})["feed_forward"] = gate_THK.detach()
+        visit.record.setdefault("gates", {})["feed_forward"] = gate_THK.detach()
         x_TD, picked = data_BTD.flatten(0, 1), (winners.slot_THK.flatten(1), gate_THK.flatten(1))
         return peer(x_TD, *picked, self.down, self.up, self.config.activation).view_as(data_BTD), {}
 

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from kernels.table_rows import gather_sum
 from kernels.wide_linear import wide_linear
 from model.attention import Statistics
-from model.config import PKMConfig, PKMHalvesConfig
 from model.initialise import Normal, Rules, Uniform
+from model.product_key_config import PKMConfig, PKMHalvesConfig
 from model.product_keys import ProductKeys, Queries
 from model.router import Record
+from model.visit import Visit
 
 
 class PKM(nn.Module):
@@ -27,11 +28,11 @@ class PKM(nn.Module):
         self.keys = ProductKeys("feed_forward", config.heads, config.heads, config.n_keys, config.top_k, config.d_key)
         self.values = nn.Parameter(torch.empty(config.n_slots, d_model))
 
-    def forward(self, data_BTD: Tensor, n_BTD: Tensor, record: Record) -> tuple[Tensor, Statistics]:
+    def forward(self, data_BTD: Tensor, n_BTD: Tensor, visit: Visit) -> tuple[Tensor, Statistics]:
         """y [B, T, D] of `n_BTD`, and no statistics; slots are recorded as `feed_forward`, their gates under `gates`."""
-        winners = self.keys(self.queries(n_BTD), record)
+        winners = self.keys(self.queries(n_BTD), visit.record)
         gate_THK = winners.score_THK.softmax(dim=-1)
-        record.setdefault("gates", {})["feed_forward"] = gate_THK.detach()
+        visit.record.setdefault("gates", {})["feed_forward"] = gate_THK.detach()
         y_TD = gather_sum(gate_THK.flatten(1), self.values, winners.slot_THK.flatten(1))
         return y_TD.view_as(data_BTD), {}
 
@@ -54,10 +55,10 @@ class PKMHalves(nn.Module):
         self.keys = ProductKeys("feed_forward", config.heads, config.heads, config.n_keys, config.top_k, d_model)
         self.values = nn.Parameter(torch.empty(config.n_slots, d_model))
 
-    def forward(self, data_BTD: Tensor, n_BTD: Tensor, record: Record) -> tuple[Tensor, Statistics]:
+    def forward(self, data_BTD: Tensor, n_BTD: Tensor, visit: Visit) -> tuple[Tensor, Statistics]:
         """y [B, T, D] of `n_BTD`, and no statistics; slots and gates are recorded as in `PKM`, but where all slots are read."""
         n_TD = n_BTD.flatten(0, 1)
-        y_TD = self._all(n_TD) if self.config.dense else self._some(n_TD, record)
+        y_TD = self._all(n_TD) if self.config.dense else self._some(n_TD, visit.record)
         return y_TD.view_as(data_BTD), {}
 
     def _some(self, n_TD: Tensor, record: Record) -> Tensor:

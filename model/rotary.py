@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.config import RotaryConfig
+from model.attention_config import RotaryConfig
 
 
 @dataclass

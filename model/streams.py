@@ -14,8 +14,9 @@ from typing import Literal, Protocol
 
 from torch import Tensor, nn
 
-from model.config import AltUpConfig, DepthConfig, SingleStreamConfig
+from model.depth_config import DepthConfig
 from model.stream_coefficients import RoutedCoefficients, StaticCoefficients
+from model.stream_config import AltUpConfig, SingleStreamConfig
 
 
 class ResidualStreams(Protocol):

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from kernels.routed_linear import routed_linear
 from model.attention import QueryKeyAttention, Statistics
+from model.attention_config import SwitchHeadConfig
 from model.bank import ExpertBank
-from model.cache import VisitCache
-from model.config import SwitchHeadConfig
 from model.exchange import Exchange, ExpertWork, run_experts
 from model.initialise import Normal, Rules
 from model.rotary import Positions
 from model.router import Record, Router, Routing
+from model.visit import Visit
 
 
 class SwitchHead(QueryKeyAttention):
@@ -41,15 +41,14 @@ class SwitchHead(QueryKeyAttention):
         self.value = ExpertBank(exchange, self.n_experts, d_model, config.d_head)
         self.output = ExpertBank(exchange, self.n_experts, config.d_head, d_model)
 
-    def forward(
-        self, data_BTD: Tensor, n_BTD: Tensor, where: Positions, cache: VisitCache | None, record: Record
-    ) -> tuple[Tensor, Statistics]:
+    def forward(self, data_BTD: Tensor, n_BTD: Tensor, where: Positions, visit: Visit) -> tuple[Tensor, Statistics]:
         """Attention of `n_BTD` (queries, keys, routers) with values read from `data_BTD`: y [B, T, D] and the routers' statistics."""
+        record = visit.record
         value_routing = self.value_router(n_BTD, record)
         output_routing = self.output_router(n_BTD, record)
         value = self._run(self._values, data_BTD.flatten(0, 1), value_routing, record, "attention.value.exchange")
         value_BTHd = value.view(*data_BTD.shape[:2], self.n_heads, self.d_head)
-        attended_BTHd = self.attend(n_BTD, value_BTHd, where, cache)
+        attended_BTHd = self.attend(n_BTD, value_BTHd, where, visit.cache)
         rows = attended_BTHd.flatten(2).flatten(0, 1)
         y = self._run(self._outputs, rows, output_routing, record, "attention.output.exchange")
         statistics = {"attention.value": value_routing.statistic, "attention.output": output_routing.statistic}

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from model.attention import Statistics
-from model.config import DenseFeedForwardConfig, TopKConfig
+from model.dense_config import DenseFeedForwardConfig, TopKConfig
 from model.feed_forward import DenseFeedForward
-from model.router import Record, recorded
+from model.router import recorded
+from model.visit import Visit
 
 
 class TopK(DenseFeedForward):
@@ -24,16 +25,16 @@ class TopK(DenseFeedForward):
         super().__init__(d_model, DenseFeedForwardConfig(d_ff=config.d_ff))
         self.top_k = config.top_k
 
-    def forward(self, data_BTD: Tensor, n_BTD: Tensor, record: Record) -> tuple[Tensor, Statistics]:
-        """y [B, T, D] of `data_BTD`, and no statistics. `record["feed_forward"]` holds the units kept, int64 [N, K].
+    def forward(self, data_BTD: Tensor, n_BTD: Tensor, visit: Visit) -> tuple[Tensor, Statistics]:
+        """y [B, T, D] of `data_BTD`, and no statistics. The visit's `record["feed_forward"]` holds the units kept, int64 [N, K].
 
         Raises:
             ModelError: the recorded choices do not fit this batch.
         """
         hidden_BTF = torch.relu(self.up(data_BTD))
         hidden_NF = hidden_BTF.flatten(0, 1)
-        unit_NK = recorded(record, "feed_forward", (hidden_NF.shape[0], self.top_k))
+        unit_NK = recorded(visit.record, "feed_forward", (hidden_NF.shape[0], self.top_k))
         if unit_NK is None:
-            unit_NK = record["feed_forward"] = hidden_NF.detach().topk(self.top_k, dim=-1).indices
+            unit_NK = visit.record["feed_forward"] = hidden_NF.detach().topk(self.top_k, dim=-1).indices
         kept_NF = torch.zeros_like(hidden_NF, dtype=torch.bool).scatter_(1, unit_NK, True)
         return self.down((hidden_NF * kept_NF).view_as(hidden_BTF)), {}

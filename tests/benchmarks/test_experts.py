@@ -12,7 +12,7 @@ from benchmarks.expert_layers import Setting, build_layers
 from benchmarks.experts import copies_a_route
 from benchmarks.experts_crossing import Point, crossing
 from distributed.topology import Topology
-from model.config import SigmaMoEConfig
+from model.moe_config import SigmaMoEConfig
 
 
 @pytest.mark.parametrize("ranks, top_k", [(1, 3), (2, 1), (2, 4), (3, 2)])

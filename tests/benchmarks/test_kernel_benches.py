@@ -20,7 +20,10 @@ from benchmarks.peer_floors import PEER, Memory, peer
 from benchmarks.roofline import kernels, main, whole
 from benchmarks.stream_floors import readers, stream
 from benchmarks.stream_forms import logits_forms, stream_forms
-from model.config import DepthConfig, ModelConfig, SigmaMoEConfig, SwitchHeadConfig
+from model.attention_config import SwitchHeadConfig
+from model.config import ModelConfig
+from model.depth_config import DepthConfig
+from model.moe_config import SigmaMoEConfig
 from model.paper import DENSE_PEERS, PAPER
 
 MAPS = {"value": MapShape(16, 4, 3, 5, 2, 1, 3), "output": MapShape(4, 16, 3, 5, 2, 3, 1), "ff_up": MapShape(16, 8, 1, 5, 2, 1, 2)}

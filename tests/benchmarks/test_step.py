@@ -13,7 +13,11 @@ from benchmarks.kernel_times import kernel_times
 from benchmarks.step import DENSE, FORCED, HEADER, REAL, _missed, model_flops
 from benchmarks.step_models import Contestant, Setting, balanced_records
 from benchmarks.tokens import zipf_tokens
-from model.config import DenseAttentionConfig, DenseFeedForwardConfig, DepthConfig, ModelConfig, SigmaMoEConfig, SwitchHeadConfig
+from model.attention_config import DenseAttentionConfig, SwitchHeadConfig
+from model.config import ModelConfig
+from model.dense_config import DenseFeedForwardConfig
+from model.depth_config import DepthConfig
+from model.moe_config import SigmaMoEConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 MOEUT = ModelConfig(

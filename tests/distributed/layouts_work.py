@@ -15,8 +15,11 @@ from distributed.exchange import TokenExchange
 from distributed.replay import ChoiceReader, ChoiceWriter, Replay
 from distributed.topology import Topology, init_topology
 from distributed.weight_exchange import WeightExchange
-from model.config import DepthConfig, ModelConfig, SigmaMoEConfig, SwitchHeadConfig
+from model.attention_config import SwitchHeadConfig
+from model.config import ModelConfig
+from model.depth_config import DepthConfig
 from model.exchange import Exchange
+from model.moe_config import SigmaMoEConfig
 from model.moeut import MoEUT
 
 GLOBAL_BATCH, LENGTH, VOCABULARY = 12, 8, 50

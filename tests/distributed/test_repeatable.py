@@ -11,7 +11,10 @@ from torch import Tensor
 from benchmarks.step_models import Contestant, Setting
 from benchmarks.tokens import zipf_tokens
 from distributed.deterministic import make_deterministic
-from model.config import DepthConfig, ModelConfig, SigmaMoEConfig, SwitchHeadConfig
+from model.attention_config import SwitchHeadConfig
+from model.config import ModelConfig
+from model.depth_config import DepthConfig
+from model.moe_config import SigmaMoEConfig
 
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
 DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NEEDS_GPU])]

@@ -9,7 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.config import DepthConfig, ModelConfig, SigmaMoEConfig, SwitchHeadConfig
+from model.attention_config import SwitchHeadConfig
+from model.config import ModelConfig
+from model.depth_config import DepthConfig
+from model.moe_config import SigmaMoEConfig
 from model.moeut import MoEUT
 from model.router import Record
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from model.block import Block
 from model.rotary import positions
+from model.visit import Visit
 
 X_BTD = torch.randn(2, 7, 36, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
 
@@ -16,7 +17,7 @@ X_BTD = torch.randn(2, 7, 36, dtype=torch.float64, generator=torch.Generator().m
 def _run(block: Block, x_BTD: Tensor) -> Tensor:
     rotary = tiny_model().config.attention.rotary
     where = positions(torch.zeros(x_BTD.shape[:2], dtype=torch.int64), 0, None, block.attention.d_head, rotary, torch.float64)
-    return block(x_BTD, where, None, {})[0]
+    return block(x_BTD, where, Visit())[0]
 
 
 @pytest.mark.parametrize("kind", ["peri", "output_gate", "gated_expert"])
@@ -54,7 +55,7 @@ def test_what_each_part_reads(norm: str) -> None:
     first, second = block.attention_norm, block.feed_forward_norm
     where = positions(torch.zeros(2, 7, dtype=torch.int64), 0, None, 13, tiny_model().config.attention.rotary, torch.float64)
     block.attention, block.feed_forward = Spy(2.0), Spy(0.5)
-    y, _ = block(X_BTD, where, None, {})
+    y, _ = block(X_BTD, where, Visit())
     x = X_BTD
     data = first(x) if norm == "pre" else x
     assert torch.equal(block.attention.data, data)

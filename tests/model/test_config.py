@@ -6,7 +6,9 @@ import pytest
 from pydantic import ValidationError
 from tiny_models import tiny_config
 
-from model.config import DepthConfig, SigmaMoEConfig, SwitchHeadConfig
+from model.attention_config import SwitchHeadConfig
+from model.depth_config import DepthConfig
+from model.moe_config import SigmaMoEConfig
 
 
 @pytest.mark.parametrize(

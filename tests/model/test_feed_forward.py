@@ -5,13 +5,15 @@ from __future__ import annotations
 import torch
 from tiny_models import KINDS, relative, tiny_model
 
+from model.visit import Visit
+
 
 def test_sigma_moe_is_its_equation() -> None:
     """The K highest sigmoid scores, used as they are; the router reads n, the experts read x."""
     layer = tiny_model().layers[1].feed_forward
     x_BTD, n_BTD = torch.randn(2, 2, 5, 36, dtype=torch.float64)
     with torch.no_grad():
-        y_BTD, statistics = layer(x_BTD, n_BTD, {})
+        y_BTD, statistics = layer(x_BTD, n_BTD, Visit())
         expected = torch.zeros_like(y_BTD)
         for b, t in ((b, t) for b in range(2) for t in range(5)):
             score_E = torch.sigmoid(layer.router.weight @ n_BTD[b, t])
@@ -26,7 +28,7 @@ def test_the_router_learns_through_chosen_scores_only() -> None:
     layer = tiny_model().layers[0].feed_forward
     x_BTD = torch.randn(1, 1, 36, dtype=torch.float64)
     record: dict[str, torch.Tensor] = {}
-    layer(x_BTD, x_BTD, record)[0].sum().backward()
+    layer(x_BTD, x_BTD, Visit(record=record))[0].sum().backward()
     moved = layer.router.weight.grad.abs().sum(1) > 0
     assert moved.nonzero().flatten().tolist() == sorted(record["feed_forward"][0].tolist())
 
@@ -35,7 +37,7 @@ def test_dense_is_two_layers_with_biases() -> None:
     layer = tiny_model(**KINDS["dense"]).layers[0].feed_forward
     x_BTD = torch.randn(2, 5, 36, dtype=torch.float64)
     hidden = (x_BTD @ layer.up.weight.T + layer.up.bias).clamp_min(0)
-    y_BTD, statistics = layer(x_BTD, torch.zeros_like(x_BTD), {})
+    y_BTD, statistics = layer(x_BTD, torch.zeros_like(x_BTD), Visit())
     assert relative(y_BTD, hidden @ layer.down.weight.T + layer.down.bias) <= 1e-12
     assert statistics == {}
 
@@ -45,10 +47,10 @@ def test_expert_dropout_masks_choices_in_training_only() -> None:
     x_BTD = torch.randn(1, 40, 36, dtype=torch.float64)
     kept: dict[str, torch.Tensor] = {}
     dropped: dict[str, torch.Tensor] = {}
-    layer.train()(x_BTD, x_BTD, dropped)
+    layer.train()(x_BTD, x_BTD, Visit(record=dropped))
     again: dict[str, torch.Tensor] = {}
-    layer.train()(x_BTD, x_BTD, again)
-    layer.eval()(x_BTD, x_BTD, kept)
+    layer.train()(x_BTD, x_BTD, Visit(record=again))
+    layer.eval()(x_BTD, x_BTD, Visit(record=kept))
     plain = (x_BTD[0] @ layer.router.weight.T).topk(3).indices
     assert torch.equal(kept["feed_forward"].sort().values, plain.sort().values)
     assert not torch.equal(dropped["feed_forward"].sort().values, plain.sort().values)

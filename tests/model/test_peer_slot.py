@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from tiny_models import relative
 from torch import Tensor
 
-from model.config import PeerConfig
 from model.initialise import Normal, draw
 from model.peer import Peer
+from model.product_key_config import PeerConfig
+from model.visit import Visit
 
 D = 11
 
@@ -56,7 +57,7 @@ def _algorithm(layer: Peer, x_BTD: Tensor, n_BTD: Tensor) -> Tensor:
 def test_peer_is_its_algorithm(gate: str, activation: str, query_norm: str, keys_per_head: bool) -> None:
     layer = _layer(gate=gate, activation=activation, query_norm=query_norm, keys_per_head=keys_per_head)
     x, n = _inputs()
-    actual, expected = layer(x, n, {})[0], _algorithm(layer, x, n)
+    actual, expected = layer(x, n, Visit())[0], _algorithm(layer, x, n)
     assert relative(actual, expected) <= 1e-12
     inputs, d_y = [x, n, *layer.parameters()], torch.randn_like(actual)
     for ours, theirs in zip(torch.autograd.grad(actual, inputs, d_y), torch.autograd.grad(expected, inputs, d_y), strict=True):
@@ -73,7 +74,7 @@ def test_all_experts_with_equal_gates_are_a_dense_layer(activation: str) -> None
     act = {"relu": torch.relu, "gelu": F.gelu}[activation]
     dense = 2 / 16 * act(x @ layer.down.T) @ layer.up
     record: dict[str, Any] = {}
-    assert relative(layer(x, n, record)[0], dense) <= 1e-12
+    assert relative(layer(x, n, Visit(record=record))[0], dense) <= 1e-12
     assert torch.equal(record["feed_forward"].sort(-1).values, torch.arange(16).expand(6, 2, 16))
 
 
@@ -81,7 +82,7 @@ def test_one_expert_a_head_is_a_layer_of_chosen_neurons() -> None:
     """k = 1 makes every gate 1: h hidden neurons, chosen by the token; queries and sub-keys learn nothing from it."""
     layer, (x, n) = _layer(top_k=1), _inputs()
     record: dict[str, Any] = {}
-    y = layer(x, n, record)[0]
+    y = layer(x, n, Visit(record=record))[0]
     chosen_TH = record["feed_forward"].squeeze(-1)
     assert (record["gates"]["feed_forward"] == 1).all()
     rows = [F.gelu(token @ layer.down[chosen].T) @ layer.up[chosen] for token, chosen in zip(x.flatten(0, 1), chosen_TH, strict=True)]
@@ -95,11 +96,11 @@ def test_gradients_by_differences(gate: str) -> None:
     """Through data, query, sub-keys and both tables; the choices are held fast, as they are where the function is smooth."""
     layer, (x, n) = _layer(gate=gate, n_keys=3, heads=2, top_k=3, d_key=4), _inputs()
     record: dict[str, Any] = {}
-    layer(x, n, record)
+    layer(x, n, Visit(record=record))
     names = [name for name, _ in layer.named_parameters()]
 
     def function(x_BTD: Tensor, n_BTD: Tensor, *values: Tensor) -> Tensor:
-        return torch.func.functional_call(layer, dict(zip(names, values, strict=True)), (x_BTD, n_BTD, record))[0]
+        return torch.func.functional_call(layer, dict(zip(names, values, strict=True)), (x_BTD, n_BTD, Visit(record=record)))[0]
 
     assert torch.autograd.gradcheck(function, (x, n, *layer.parameters()))
 
@@ -107,8 +108,8 @@ def test_gradients_by_differences(gate: str) -> None:
 def test_a_token_reads_itself_alone() -> None:
     """Layer norm of a query, unlike batch norm, carries nothing between tokens."""
     layer, (x, n) = _layer(), _inputs()
-    alone = layer(x[1:, 2:], n[1:, 2:], {})[0]
-    assert relative(alone, layer(x, n, {})[0][1:, 2:]) <= 1e-14
+    alone = layer(x[1:, 2:], n[1:, 2:], Visit())[0]
+    assert relative(alone, layer(x, n, Visit())[0][1:, 2:]) <= 1e-14
 
 
 @pytest.mark.parametrize(("d_key", "mega_flops"), [(128, [2.10, 2.10, 0.52, 4.72]), (512, [8.39, 8.39, 0.52, 17.30])])

@@ -11,10 +11,12 @@ from pydantic import ValidationError
 from tiny_models import relative, tiny_config
 from torch import Tensor, nn
 
-from model.config import DenseFeedForwardConfig, PKMConfig, PKMHalvesConfig
+from model.dense_config import DenseFeedForwardConfig
 from model.initialise import Normal, draw
 from model.moeut import MoEUT
 from model.pkm import PKM, PKMHalves
+from model.product_key_config import PKMConfig, PKMHalvesConfig
+from model.visit import Visit
 
 D = 13
 
@@ -33,7 +35,7 @@ def _input(seed: int = 0) -> Tensor:
 
 def _same(layer: nn.Module, n: Tensor, expected: Tensor) -> None:
     """Forward, and backward into the input and every parameter."""
-    actual = layer(n, n, {})[0]
+    actual = layer(n, n, Visit())[0]
     assert relative(actual, expected) <= 1e-12
     inputs, d_y = [n, *layer.parameters()], torch.randn_like(actual)
     for ours, theirs in zip(torch.autograd.grad(actual, inputs, d_y), torch.autograd.grad(expected, inputs, d_y), strict=True):
@@ -92,11 +94,11 @@ def test_sparse_equals_dense_for_one_head_whose_winners_are_all_that_is_positive
             half[3:] = -10 * half[3:]
     dense.load_state_dict(sparse.state_dict())
     record: dict[str, Any] = {}
-    y = sparse(n, n, record)[0]
+    y = sparse(n, n, Visit(record=record))[0]
     assert int((record["gates"]["feed_forward"] > 0).sum(-1).min()) == 9
-    assert relative(y, dense(n, n, {})[0]) <= 1e-12
+    assert relative(y, dense(n, n, Visit())[0]) <= 1e-12
     d_y = torch.randn_like(y)
-    ours, theirs = (torch.autograd.grad(m(n, n, {})[0], [n, *m.parameters()], d_y) for m in (sparse, dense))
+    ours, theirs = (torch.autograd.grad(m(n, n, Visit())[0], [n, *m.parameters()], d_y) for m in (sparse, dense))
     assert all(relative(a, b) <= 1e-11 for a, b in zip(ours, theirs, strict=True))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.config import RotaryConfig
+from model.attention_config import RotaryConfig
 from model.rotary import positions, rotate, rotated_channels
 
 

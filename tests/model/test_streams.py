@@ -12,10 +12,11 @@ from torch import Tensor
 
 from model.accounting import macs, parameters
 from model.cache import KVCache
-from model.config import AltUpConfig, DepthConfig
 from model.convert import to_official_config
+from model.depth_config import DepthConfig
 from model.errors import ModelError
 from model.moeut import MoEUT
+from model.stream_config import AltUpConfig
 from model.streams import AltUp, active_streams
 
 KINDS = ["altup", "recycled_altup"]

@@ -13,6 +13,7 @@ from model.block import Block
 from model.exchange import ExpertWork, LocalExchange
 from model.rotary import Positions, positions
 from model.switchhead import SwitchHead
+from model.visit import Visit
 
 TOKENS = 6
 
@@ -79,7 +80,7 @@ def test_every_kind_is_its_equations(kind: str) -> None:
     x_BTD = torch.randn(2, TOKENS, 36, dtype=torch.float64, generator=generator)
     n_BTD = torch.randn(2, TOKENS, 36, dtype=torch.float64, generator=generator)
     with torch.no_grad():
-        y_BTD, statistics = block.attention(x_BTD, n_BTD, _where(block.attention), None, {})
+        y_BTD, statistics = block.attention(x_BTD, n_BTD, _where(block.attention), Visit())
         expected = torch.stack([_attention_of(block.attention, x, n) for x, n in zip(x_BTD, n_BTD, strict=True)])
     assert relative(y_BTD, expected) <= 1e-12
     assert set(statistics) == ({"attention.value", "attention.output"} if kind in ("peri", "gated_expert") else set())

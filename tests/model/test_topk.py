@@ -7,9 +7,10 @@ import torch
 from pydantic import ValidationError
 from tiny_models import relative
 
-from model.config import DenseFeedForwardConfig, TopKConfig
+from model.dense_config import DenseFeedForwardConfig, TopKConfig
 from model.feed_forward import DenseFeedForward
 from model.topk import TopK
+from model.visit import Visit
 
 
 def test_only_the_largest_units_speak() -> None:
@@ -22,7 +23,7 @@ def test_only_the_largest_units_speak() -> None:
         rows.append(layer.down.weight[:, kept] @ hidden[kept] + layer.down.bias)
     expected = torch.stack(rows).view_as(x)
     record: dict[str, torch.Tensor] = {}
-    y, statistics = layer(x, torch.zeros_like(x), record)
+    y, statistics = layer(x, torch.zeros_like(x), Visit(record=record))
     assert statistics == {} and record["feed_forward"].shape == (10, 4)
     assert relative(y, expected) <= 1e-12
     inputs, d_y = [x, *layer.parameters()], torch.randn_like(y)
@@ -34,7 +35,7 @@ def test_all_units_are_the_dense_layer() -> None:
     layer, dense = TopK(9, TopKConfig(d_ff=20, top_k=20)).double(), DenseFeedForward(9, DenseFeedForwardConfig(d_ff=20)).double()
     dense.load_state_dict(layer.state_dict())
     x = torch.randn(2, 5, 9, dtype=torch.float64)
-    assert torch.equal(layer(x, x, {})[0], dense(x, x, {})[0])
+    assert torch.equal(layer(x, x, Visit())[0], dense(x, x, Visit())[0])
 
 
 def test_costs_are_the_dense_layers_but_for_the_rows_met() -> None:

@@ -1,4 +1,4 @@
-"""Feed-forward slots that use a few rows of a wide layer or table: top-K activation, product-key memories, PEER.
+"""Feed-forward slots that find a few rows of a large table by product keys: memories and PEER.
 
 Symbols: d model width, n sub-keys a half, so N = n * n slots (values, experts), h heads, k slots a head, d_k query width a head.
 """
@@ -10,28 +10,6 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from model.slot_config import Count, FeedForwardSlot
-
-
-class TopKConfig(FeedForwardSlot):
-    """The dense slot with only the K largest hidden units of a token kept (arXiv 2310.10837 eq. 6-7)."""
-
-    kind: Literal["topk"] = "topk"
-    d_ff: int = Field(ge=1)
-    top_k: int = Field(ge=1)
-
-    @model_validator(mode="after")
-    def _top_k_fits(self) -> TopKConfig:
-        if self.top_k > self.d_ff:
-            raise ValueError(f"top_k is {self.top_k} but there are {self.d_ff} hidden units; choose top_k <= {self.d_ff}")
-        return self
-
-    def parameters(self, d_model: int) -> Count:
-        up, biases = d_model * self.d_ff, self.d_ff + d_model
-        return Count(2 * up + biases, up + self.top_k * d_model + biases)
-
-    def macs(self, d_model: int, exact: bool) -> int:
-        """Of two dense products, which is how it runs."""
-        return 2 * d_model * self.d_ff
 
 
 class ProductKeyConfig(FeedForwardSlot):

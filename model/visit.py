@@ -1,0 +1,25 @@
+"""One pass of a batch through a layer: what the layer is told of it beside the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from model.cache import VisitCache
+from model.router import Record
+
+
+@dataclass
+class Visit:
+    """What attention and feed-forward of a layer know of the pass they are in.
+
+    Attributes:
+        cache: keys and values of this visit's earlier tokens, extended by this pass; None where nothing is decoded.
+        record: what was chosen, filled when empty, obeyed when not.
+        number: place in the depth schedule.
+        repeat: how many times the layer was visited before.
+    """
+
+    cache: VisitCache | None = None
+    record: Record = field(default_factory=dict)
+    number: int = 0
+    repeat: int = 0
