@@ -11,6 +11,7 @@ import argparse
 import difflib
 import importlib
 import sys
+from types import ModuleType
 from typing import NoReturn
 
 from cluster.errors import USER_ERRORS, ClusterError
@@ -21,6 +22,7 @@ PROGRAM = "./launch.sh"
 COMMANDS = {
     "prepare": "turn a recipe's sources into tokenizer and shards",
     "train": "start a run (default: configs/quickstart.yaml)",
+    "dry-run": "a recipe's sizes and memory, and its first steps on small data",
     "submit": "send a run to a Ray cluster",
     "status": "list runs with state, step, loss and tokens/s",
     "logs": "show a run's logs (-f follows)",
@@ -65,12 +67,17 @@ def run_command(name: str, words: list[str]) -> int:
         near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'?" if near else f"commands: {', '.join(COMMANDS)}"
         raise ClusterError(f"unknown command '{name}'; {hint}")
-    module = importlib.import_module(f"cluster.commands.{name}")
+    module = command_module(name)
     if getattr(module, "PASS_THROUGH", False):
         return int(module.run(words))
     parser = CommandParser(prog=f"{PROGRAM} {name}", description=module.__doc__, allow_abbrev=False)
     module.add_arguments(parser)
     return int(module.run(parser.read(words)))
+
+
+def command_module(name: str) -> ModuleType:
+    """The module of a command; a dash in its name is an underscore there."""
+    return importlib.import_module(f"cluster.commands.{name.replace('-', '_')}")
 
 
 class CommandParser(argparse.ArgumentParser):

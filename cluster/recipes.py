@@ -12,6 +12,8 @@ from distributed.recipe_file import load_recipe
 CODE_ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = CODE_ROOT / "configs"
 DEFAULT_RECIPE = "quickstart"
+# Parts of a recipe, for `data=@FILE`.
+_PARTS = CONFIGS / "corpora"
 
 
 def split_words(words: list[str]) -> tuple[str, list[str]]:
@@ -35,7 +37,7 @@ def find_recipe(name: str) -> Path:
     for candidate in (Path(name), CONFIGS / name, CONFIGS / f"{name}.yaml"):
         if candidate.is_file():
             return candidate
-    known = sorted(str(path.relative_to(CONFIGS).with_suffix("")) for path in CONFIGS.rglob("*.yaml"))
+    known = sorted(str(path.relative_to(CONFIGS).with_suffix("")) for path in CONFIGS.rglob("*.yaml") if path.parent != _PARTS)
     near = difflib.get_close_matches(Path(name).stem, known, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'?" if near else f"recipes in configs/: {', '.join(known)}"
     raise RunError(f"recipe '{name}': no such file; {hint}")

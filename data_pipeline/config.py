@@ -13,29 +13,64 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class HeldOutConfig(Strict):
+    """Held-out documents as a data set's publisher divided them: what differs from the source they belong to."""
+
+    path: str | None = None
+    split: str | None = None
+    files: list[str] | None = None
+
+    @model_validator(mode="after")
+    def _something_differs(self) -> HeldOutConfig:
+        if self == HeldOutConfig.model_construct():
+            raise ValueError("held_out names nothing; set held_out.split, held_out.files or held_out.path")
+        return self
+
+
 class SourceConfig(Strict):
     """One source of documents.
 
     `installed_python` reads the Python source on this machine (standard library and packages) and needs no path.
     `text` and `code` read trees of files, `jsonl` (.jsonl, .gz, .zst) and `parquet` read `text_field` of records,
-    `hugging_face` reads a dataset by `path` (its name) and `subset`.
+    `hugging_face` reads a dataset by `path` (its name), `subset` and `revision`; `files` are patterns of the dataset's files, of
+    which only those are fetched.
+
+    Held-out documents are drawn from the source, unless `held_out` says where its publisher keeps them.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_\-]*$")
     kind: Literal["installed_python", "text", "code", "jsonl", "parquet", "hugging_face"]
     path: str | None = None
     subset: str | None = None
+    revision: str | None = None
+    files: list[str] | None = None
     split: str = "train"
     text_field: str = "text"
     suffixes: list[str] | None = None
     proportion: float = Field(default=1.0, gt=0.0)
     max_megabytes: float | None = Field(default=None, gt=0.0)
+    held_out: HeldOutConfig | None = None
 
     @model_validator(mode="after")
     def _path_given(self) -> SourceConfig:
         if self.kind != "installed_python" and not self.path:
             raise ValueError(f"source '{self.name}' of kind {self.kind} needs a path")
         return self
+
+    @model_validator(mode="after")
+    def _only_of_hugging_face(self) -> SourceConfig:
+        for field in ("files", "revision"):
+            if getattr(self, field) is not None and self.kind != "hugging_face":
+                raise ValueError(f"source '{self.name}' of kind {self.kind} cannot have {field}; leave it out, or use kind hugging_face")
+        if self.held_out is not None and self.kind == "installed_python":
+            raise ValueError(f"source '{self.name}' of kind installed_python has no held-out documents of its own; leave held_out out")
+        return self
+
+    def published_held_out(self) -> SourceConfig | None:
+        """The source's own held-out documents as a source, None where they are drawn."""
+        if self.held_out is None:
+            return None
+        return self.model_copy(update={**self.held_out.model_dump(exclude_none=True), "held_out": None, "max_megabytes": None})
 
 
 class TokenizerConfig(Strict):
@@ -71,6 +106,8 @@ class DataConfig(Strict):
     `folder` is where the prepared set lives (relative paths: below the project root). `seq_len` is the number of
     predicted tokens in a window; windows overlap by one token so that every token is predicted once.
     `document_mask` keeps attention inside a document and restarts its positions (off in the paper's recipes).
+    `order`: `shuffled` goes through a permutation of the windows every epoch; `streams` cuts the source into `global_batch` streams
+    that follow each other, and a step takes the next window of each (the paper's protocol; one source only).
     `on_damage`: a window that cannot be read ends the run (`stop`), or is left out, logged and counted (`skip`).
     """
 
@@ -81,6 +118,7 @@ class DataConfig(Strict):
     held_out_fraction: float = Field(default=0.02, gt=0.0, lt=0.5)
     deduplicate: bool = True
     document_mask: bool = False
+    order: Literal["shuffled", "streams"] = "shuffled"
     seed: int = 0
     loader_workers: int = Field(default=1, ge=0)
     prefetch: int = Field(default=4, ge=1)
@@ -91,6 +129,12 @@ class DataConfig(Strict):
         names = [source.name for source in self.sources]
         if len(set(names)) != len(names):
             raise ValueError(f"source names must differ, got {names}")
+        return self
+
+    @model_validator(mode="after")
+    def _streams_of_one(self) -> DataConfig:
+        if self.order == "streams" and len(self.sources) > 1:
+            raise ValueError(f"order 'streams' goes through one source, there are {len(self.sources)}; set order to shuffled")
         return self
 
     @model_validator(mode="after")

@@ -161,8 +161,9 @@ def _check_recipe(folder: Path, manifest: Manifest, config: DataConfig) -> None:
     path = config.tokenizer.path
     if path is not None and Path(path).is_file() and digest_of_file(Path(path)) != manifest.tokenizer.digest:
         raise DataError(f"data.tokenizer.path {path} is another tokenizer than the one the shards in {folder} were made with; {mend}")
-    if made["sources"] != asked["sources"]:
-        names = [source.name for source in config.sources if _source_fields(source) not in made["sources"]]
+    sources = [_source_fields(SourceConfig.model_validate(source)) for source in made["sources"]]  # of a version with fewer fields
+    if sources != asked["sources"]:
+        names = [source.name for source in config.sources if _source_fields(source) not in sources]
         which = ", ".join(names) or "a source was removed or moved"
         raise DataError(f"the shards in {folder} are from another corpus: data.sources differs ({which}); {mend}")
     for field in ("held_out_fraction", "deduplicate", "seed"):

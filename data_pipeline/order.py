@@ -4,6 +4,8 @@ One source: an epoch is a permutation of its windows, cut to a multiple of the g
 Several sources: sample slot j of the run belongs to a source by exact integer arithmetic, such that after any number of slots
 every source has had its proportion to within half as many samples as there are sources; each source goes through its own
 permutations and wraps by itself.
+
+In `streams` there is no permutation: the windows are cut into as many runs as a batch has samples, and a step takes the next of each.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from fractions import Fraction
 from math import ceil
+from typing import Literal
 
 import numpy as np
 
@@ -22,7 +25,14 @@ from data_pipeline.permutation import permuted
 class SampleOrder:
     """Global ids of every step. `counts` are windows a source, in the order in which global ids count them."""
 
-    def __init__(self, counts: Mapping[str, int], proportions: Mapping[str, float] | None, global_batch: int, seed: int) -> None:
+    def __init__(
+        self,
+        counts: Mapping[str, int],
+        proportions: Mapping[str, float] | None,
+        global_batch: int,
+        seed: int,
+        order: Literal["shuffled", "streams"] = "shuffled",
+    ) -> None:
         """Raises DataError where a source is empty, has no proportion, or one source does not fill a global batch."""
         if global_batch < 1:
             raise DataError(f"train.global_batch is {global_batch}; it must be at least 1")
@@ -36,6 +46,7 @@ class SampleOrder:
         self._starts = dict(zip(counts, np.cumsum([0, *counts.values()])[:-1].tolist(), strict=True))
         self._batch = global_batch
         self._seed = seed
+        self._order = order
         self._proportions = _exact_proportions(counts, proportions)
         self._shares = _remaining_shares(self._proportions)
 
@@ -60,7 +71,10 @@ class SampleOrder:
             raise ValueError(f"step {step} is negative")
         if len(self._counts) == 1:
             ((name, count),) = self._counts.items()
-            epoch, within = divmod(step, count // self._batch)
+            steps = count // self._batch
+            epoch, within = divmod(step, steps)
+            if self._order == "streams":
+                return list(range(within, steps * self._batch, steps))
             places = np.arange(within * self._batch, (within + 1) * self._batch)
             return self._permuted(name, epoch, places).tolist()
         return self._mixture(range(step * self._batch, (step + 1) * self._batch))

@@ -36,13 +36,21 @@ class SourcePlan:
         return sum(int(sizes[part == fate].sum()) for part, sizes in zip(self.fate_by_part, self.sizes_by_part, strict=True))
 
 
-def make_plan(config: DataConfig, surveys: dict[str, list[Survey]]) -> dict[str, SourcePlan]:
+def make_plan(
+    config: DataConfig, surveys: dict[str, list[Survey]], published: dict[str, list[bool]] | None = None
+) -> dict[str, SourcePlan]:
     """Decide the fate of every document.
+
+    Args:
+        published: of every part of a source, whether its publisher holds it out; None where no source has such parts.
 
     Raises:
         DataError: a source is empty, or has too few groups or documents to hold some out.
     """
-    fates = {source.name: _draw(config, source, surveys[source.name]) for source in config.sources}
+    fates = {}
+    for source in config.sources:
+        parts = surveys[source.name]
+        fates[source.name] = _draw(config, source, parts, published[source.name] if published else [False] * len(parts))
     if config.deduplicate:
         _mark_duplicates(fates, surveys)
     plans = {}
@@ -58,16 +66,20 @@ def make_plan(config: DataConfig, surveys: dict[str, list[Survey]]) -> dict[str,
     return plans
 
 
-def _draw(config: DataConfig, source: SourceConfig, parts: list[Survey]) -> np.ndarray:
+def _draw(config: DataConfig, source: SourceConfig, parts: list[Survey], published: list[bool]) -> np.ndarray:
     """uint8 [D]: TRAIN, HELD_OUT or OVER_BUDGET."""
     keys = [key for part in parts for key in part.keys]
     groups = [group for part in parts for group in part.groups]
     if not keys:
         raise DataError(f"source '{source.name}' holds no readable text; check its path, suffixes and text_field")
     sizes_D = np.concatenate([part.sizes_D for part in parts])
+    held_D = np.repeat(np.array(published), [len(part.keys) for part in parts])
     fate_D = np.full(len(keys), TRAIN, np.uint8)
     if source.max_megabytes is not None:
-        fate_D[_over_budget(config, source, keys, sizes_D)] = OVER_BUDGET
+        fate_D[_over_budget(config, source, keys, np.where(held_D, 0, sizes_D))] = OVER_BUDGET
+    if held_D.any():
+        fate_D[held_D] = HELD_OUT
+        return fate_D
     size_by_group: dict[str, int] = {}
     for group, size, fate in zip(groups, sizes_D.tolist(), fate_D, strict=True):
         if fate == TRAIN:

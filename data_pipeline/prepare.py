@@ -101,7 +101,8 @@ class _Preparation:
         here = any(source.kind == "installed_python" for source in self.config.sources)
         with runner(workers, here) as tasks:
             surveys = self._survey(tasks)
-            plans = make_plan(self.config, surveys)
+            published = {name: [part.held_out for part in parts] for name, parts in self.parts.items()}
+            plans = make_plan(self.config, surveys, published)
             tokenizer_path = self._tokenizer(plans)
             tokenizer = open_tokenizer(tokenizer_path, self.config.tokenizer.resolved_end)
             token_files = self._tokenize(tasks, plans, tokenizer_path, tokenizer)

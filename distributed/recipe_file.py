@@ -24,19 +24,23 @@ def load_recipe(path: Path | str, overrides: list[str] | None = None) -> Recipe:
         RunError: the file cannot be read, an override names no field, or a value is wrong.
     """
     path = Path(path)
-    try:
-        text = path.read_text()
-    except OSError as fault:
-        raise RunError(f"recipe {path}: {fault.strerror}; the recipes that come with Mootron are in configs/") from None
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as fault:
-        raise RunError(f"recipe {path} is not YAML: {fault}") from None
+    values = _read_yaml(path)
     if not isinstance(values, dict):
         raise RunError(f"recipe {path} must be a mapping of fields, found {type(values).__name__}")
     for override in overrides or []:
         _apply_override(values, override)
     return check_recipe(values, str(path))
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        text = path.read_text()
+    except OSError as fault:
+        raise RunError(f"recipe {path}: {fault.strerror}; the recipes that come with Mootron are in configs/") from None
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as fault:
+        raise RunError(f"recipe {path} is not YAML: {fault}") from None
 
 
 def check_recipe(values: dict[str, Any], origin: str) -> Recipe:
@@ -49,7 +53,10 @@ def check_recipe(values: dict[str, Any], origin: str) -> Recipe:
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
-    """Set one dotted field in nested plain values, e.g. `train.lr=3e-4` or `data.sources.0.path=/texts`."""
+    """Set one dotted field in nested plain values, e.g. `train.lr=3e-4` or `data.sources.0.path=/texts`.
+
+    A value `@FILE` is the content of a YAML file: `data=@configs/paper/data/pes2o.yaml`.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise RunError(f"override '{override}' must read field.name=value, for example train.lr=3e-4")
@@ -57,7 +64,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     for part in parents:
         place = _descend(place, part, override)
-    value = _parse_value(text)
+    value = _read_yaml(Path(text[1:])) if text.startswith("@") else _parse_value(text)
     if isinstance(place, list):
         place[_list_index(place, last, override)] = value
     elif isinstance(place, dict):

@@ -5,6 +5,7 @@ part.py holds what one task reads; trees.py, installed.py, records.py and huggin
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 from data_pipeline.config import SourceConfig
@@ -16,11 +17,15 @@ __all__ = ["Part", "list_parts", "read_part"]
 
 
 def list_parts(source: SourceConfig, seed: int) -> list[Part]:
-    """Cut a source into parts, in an order that depends on its content names and `seed` only.
+    """Cut a source into parts, in an order that depends on its content names and `seed` only; those held out come last.
 
     Raises:
         DataError: the path is missing, unreadable or holds nothing of the kind.
     """
+    held_out = source.published_held_out()
+    if held_out is not None:
+        apart = [dataclasses.replace(part, held_out=True) for part in list_parts(held_out, seed)]
+        return list_parts(source.model_copy(update={"held_out": None}), seed) + apart
     match source.kind:
         case "installed_python":
             return installed.list_parts(source, seed)
@@ -38,6 +43,8 @@ def read_part(source: SourceConfig, part: Part) -> Iterator[Document]:
     Raises:
         DataError: an entry has changed since it was listed, or a record has no text.
     """
+    if part.held_out:
+        source = source.published_held_out() or source
     match source.kind:
         case "installed_python":
             return installed.read_part(part)

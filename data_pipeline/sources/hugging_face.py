@@ -1,4 +1,4 @@
-"""Hugging Face datasets by name (`path`), configuration (`subset`) and `split`, or a local folder in their layout.
+"""Hugging Face datasets by name (`path`), configuration (`subset`), `revision`, `files` and `split`, or a local folder in their layout.
 
 With `max_megabytes` the dataset is streamed and its beginning is taken: drawing a fair sample would download all of it.
 """
@@ -24,6 +24,8 @@ def list_parts(source: SourceConfig) -> list[Part]:
         DataError: the package, the dataset, the split or the text field is missing, or there is no network.
     """
     name = f"{source.path}/{source.subset or ''}/{source.split}"
+    if source.files is not None or source.revision is not None:
+        name = f"{name}/{source.revision or ''}/{','.join(source.files or [])}"
     if source.max_megabytes is not None:
         return [Part(source.name, (Entry(name, name, "", size=int(source.max_megabytes * 1e6)),))]
     dataset = _load(source, streaming=False)
@@ -69,12 +71,15 @@ def _load(source: SourceConfig, streaming: bool) -> Any:
         raise DataError(f"source '{source.name}' of kind hugging_face needs the package datasets: pip install datasets") from None
     datasets.disable_progress_bars()
     try:
-        return datasets.load_dataset(str(source.path), source.subset, split=source.split, streaming=streaming)
+        files = None if source.files is None else {source.split: source.files}
+        return datasets.load_dataset(
+            str(source.path), source.subset, data_files=files, revision=source.revision, split=source.split, streaming=streaming
+        )
     except Exception as fault:  # the library raises dozens of types for a wrong name, split or network
         mend = (
-            "check path, subset and split, and the network; without one, fetch the files elsewhere and use kind parquet or jsonl"
+            "check path, subset, files and split, and the network; without one, fetch the files elsewhere and use kind parquet or jsonl"
             if not Path(str(source.path)).exists()
-            else "check path, subset and split"
+            else "check path, subset, files and split"
         )
         reason = str(fault).strip().splitlines()[0] if str(fault).strip() else type(fault).__name__
         raise DataError(f"source '{source.name}': dataset '{source.path}' cannot be loaded: {reason}; {mend}") from None

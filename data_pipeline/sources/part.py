@@ -44,10 +44,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Part:
-    """Entries read by one task."""
+    """Entries read by one task; `held_out` where they are the publisher's held-out documents."""
 
     source: str
     entries: tuple[Entry, ...]
+    held_out: bool = False
 
     @property
     def digest(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import socket
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.cli import COMMANDS, main
+from cluster.cli import COMMANDS, command_module, main
 from distributed.run_folder import RunFolder
 
 
@@ -25,7 +24,7 @@ def test_overview_has_a_line_for_every_command(words: list[str], capsys: pytest.
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_its_module(name: str) -> None:
-    module = importlib.import_module(f"cluster.commands.{name}")
+    module = command_module(name)
     assert callable(module.run) and (module.__doc__ or "").strip()
     assert getattr(module, "PASS_THROUGH", False) or callable(module.add_arguments)
 
@@ -62,6 +61,8 @@ MISTAKES = [
     (["train", "train.global_batch=15"], "choose 14 or 16"),
     (["train", "model.feed_forward.top_k=9999"], "top_k is 9999 but there are"),
     (["train", "--name", "../x"], "name"),
+    (["dry-run", "train.lrr=1"], "train.lrr: unknown field; did you mean lr?"),
+    (["train", "data=@nowhere.yaml"], "recipe nowhere.yaml: No such file"),
     (["train", "cluster.workers=4", "cluster.nodes=3"], "cluster.nodes=3"),
     (["train", "cluster.address=ray://host:1"], "ray://host:1"),
     (["train", "--from", "nope@3"], "there is no run 'nope'"),

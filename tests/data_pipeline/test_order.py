@@ -111,3 +111,10 @@ def test_faults_are_named() -> None:
         SampleOrder({"a": 7, "b": 0}, None, 2, seed=0)
     with pytest.raises(DataError, match=r"source 'b' has proportion 0.0; it must be above 0"):
         SampleOrder({"a": 7, "b": 7}, {"a": 1.0}, 2, seed=0)
+
+
+def test_streams_follow_each_other_without_a_permutation() -> None:
+    order = SampleOrder({"s": 23}, None, global_batch=5, seed=3, order="streams")
+    taken = [order.ids(step) for step in range(5)]
+    assert taken[0] == taken[4] == [0, 4, 8, 12, 16]
+    assert taken[1:4] == [[1, 5, 9, 13, 17], [2, 6, 10, 14, 18], [3, 7, 11, 15, 19]]

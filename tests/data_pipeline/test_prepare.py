@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import text_config, write_tree
 
-from data_pipeline.config import DataConfig, SourceConfig, TokenizerConfig
+from data_pipeline.config import DataConfig, HeldOutConfig, SourceConfig, TokenizerConfig
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import SPLITS, Split, check
 from data_pipeline.prepare import prepare
@@ -195,3 +196,24 @@ def test_faults_come_before_the_work(tmp_path: Path, undisturbed: tuple[DataConf
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"data.folder .*file/set cannot be prepared: .*set data.folder to a writable place"):
         prepare(config, tmp_path / "file" / "set", workers=0)
+
+
+def test_a_publisher_s_held_out_documents_are_taken_and_no_others(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+
+    def texts(count: int, words: int) -> list[str]:
+        return [" ".join(map(str, rng.integers(0, 9999, words))) for _ in range(count)]
+
+    trained, held = texts(30, 60), texts(4, 60)
+    for name, documents in (("train", trained), ("validation", held)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    source = SourceConfig(
+        name="s", kind="jsonl", path=str(tmp_path / "train.jsonl"), held_out=HeldOutConfig(path=str(tmp_path / "validation.jsonl"))
+    )
+    manifest = prepare(text_config(tmp_path, sources=[source]), tmp_path / "set", workers=0)
+    splits = manifest.sources["s"].splits
+    assert (splits["train"].documents, splits["held_out"].documents) == (30, 4)
+    assert splits["held_out"].text_bytes == sum(len(text) for text in held)
+    small = source.model_copy(update={"max_megabytes": 0.002})
+    splits = prepare(text_config(tmp_path, sources=[small]), tmp_path / "small", workers=0).sources["s"].splits
+    assert splits["train"].text_bytes <= 2000 and splits["held_out"].documents == 4

@@ -116,9 +116,16 @@ def test_hugging_face_reads_a_local_data_set_and_says_what_fails(tmp_path: Path,
     assert [document.text for document in read_all(source_of("hugging_face", tmp_path / "set"))] == texts
     beginning = read_all(source_of("hugging_face", tmp_path / "set", max_megabytes=50e-6))
     assert [document.text for document in beginning] == texts[:8]
+    (tmp_path / "set" / "more").mkdir()
+    (tmp_path / "set" / "more" / "b-1.jsonl").write_bytes(jsonl(["one"]))
+    (tmp_path / "set" / "more" / "c-1.jsonl").write_bytes(jsonl(["two"]))
+    chosen = source_of("hugging_face", tmp_path / "set", files=["more/b-*.jsonl"], held_out={"files": ["more/c-*.jsonl"]})
+    parts = list_parts(chosen, seed=0)
+    assert [[document.text for document in read_part(chosen, part)] for part in parts] == [["one"], ["two"]]
+    assert [part.held_out for part in parts] == [False, True]
     with pytest.raises(DataError, match="text_field 'body' is not a column"):
         read_all(source_of("hugging_face", tmp_path / "set", text_field="body"))
-    with pytest.raises(DataError, match=r"dataset 'no/such' cannot be loaded: .*; check path, subset and split, and the network"):
+    with pytest.raises(DataError, match=r"dataset 'no/such' cannot be loaded: .*; check path, subset, files and split, and the network"):
         read_all(SourceConfig(name="s", kind="hugging_face", path="no/such"))
 
 

@@ -12,9 +12,20 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 QUICKSTART = CONFIGS / "quickstart.yaml"
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
+CORPORA = sorted((CONFIGS / "corpora").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", [path for path in sorted(CONFIGS.rglob("*.yaml")) if path not in CORPORA], ids=lambda path: path.stem)
 def test_every_recipe_that_ships_is_valid(path: Path) -> None:
     assert load_recipe(path).train.steps > 0
+
+
+@pytest.mark.parametrize("path", CORPORA, ids=lambda path: path.stem)
+def test_a_corpus_takes_the_place_of_a_recipe_s(path: Path) -> None:
+    recipe = load_recipe(CONFIGS / "paper" / "moeut_244m.yaml", [f"data=@{path}"])
+    assert recipe.data.sources[0].name == path.stem
+    assert (recipe.data.seq_len, recipe.data.tokenizer.kind, recipe.data.tokenizer.resolved_end) == (1024, "sentencepiece_bpe", "story_sep")
+    assert recipe.data.order == ("shuffled" if path.stem == "the_stack" else "streams")
 
 
 def test_overrides_reach_nested_fields_and_lists() -> None:
