@@ -73,14 +73,15 @@ def watched_training(recipe: Recipe, steps: int, batch: int, device: torch.devic
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.train.lr)
     routed = recipe.model.feed_forward.routed_experts
     experts = [routed] * recipe.model.depth.n_visits if routed else []
-    metrics = Metrics(run, recipe, Topology(0, 1, 0, 1, device, "gloo", None, None, None), 1e6, experts, 0, clock)
+    metrics = Metrics(run, recipe, Topology(0, 1, 0, 1, device, "gloo", None, None, None), experts, 0, clock)
     train_step(model, optimizer, clock, SimpleNamespace(observe=lambda *_: None), batch, recipe, Stopwatch())  # warm-up
     watch.seconds.clear()
     with watch.time("all"):
         for step in range(1, steps + 1):
             loss, balance = train_step(model, optimizer, clock, metrics, batch, recipe, watch)
             with watch.time("step"):
-                metrics.step(step, loss, balance, grad_norm=1.0, lr=recipe.train.lr, tokens=batch * recipe.data.seq_len)
+                tokens, repeats = batch * recipe.data.seq_len, recipe.model.depth.repeats
+                metrics.step(step, loss, balance, grad_norm=1.0, lr=recipe.train.lr, tokens=tokens, repeats=repeats)
             if step % recipe.logging.every == 0:
                 with watch.time("log"):
                     metrics.log(step)

@@ -26,6 +26,7 @@ from distributed.reduction import sum_over_ranks
 from distributed.run_folder import RunFolder, data_folder
 from distributed.topology import Topology
 from distributed.trained import load_trained
+from model.depth_override import check_repeats
 
 _NOT_SCORED = -100
 
@@ -52,6 +53,7 @@ def held_out_loss(
     topology: Topology | None = None,
     max_windows: int | None = None,
     end_of_document: int | None = None,
+    repeats: int | None = None,
 ) -> dict[str, Any]:
     """Mean negative log-likelihood a token over `windows`.
 
@@ -64,6 +66,7 @@ def held_out_loss(
         topology: ranks that share the work; all of them must call this. None: this process alone.
         max_windows: only the first so many.
         end_of_document: given for a model trained with document masks: the token that ends a document.
+        repeats: how many times the model goes through its group of layers; None: as configured.
 
     Returns:
         {"nats": mean a token, "total_nats": sum, "tokens": scored, "windows": scored}, equal on all ranks.
@@ -79,7 +82,7 @@ def held_out_loss(
         for call in range(calls):
             ids = mine[call * batch : (call + 1) * batch]
             if ids or (topology is not None and topology.expert_parallel > 1):
-                total += _score(model, windows.read_ragged(ids) if ids else [], device, end_of_document)
+                total += _score(model, windows.read_ragged(ids) if ids else [], device, end_of_document, repeats)
     finally:
         model.train(was_training)
     if topology is not None:
@@ -88,11 +91,11 @@ def held_out_loss(
     return {"nats": nats / tokens if tokens else math.nan, "total_nats": nats, "tokens": int(tokens), "windows": len(chosen)}
 
 
-def _score(model: nn.Module, rows: list[np.ndarray], device: torch.device, end_of_document: int | None) -> Tensor:
+def _score(model: nn.Module, rows: list[np.ndarray], device: torch.device, end_of_document: int | None, repeats: int | None) -> Tensor:
     """[2]: summed nats and scored tokens of one batch, fp64."""
     inputs_BT, targets_BT = (tokens_BT.to(device) for tokens_BT in pad(rows))
     segments_BT = segments_of(inputs_BT, end_of_document) if end_of_document is not None else None
-    logits_NV = model(inputs_BT, segments_BT=segments_BT).logits.flatten(0, 1)
+    logits_NV = model(inputs_BT, segments_BT=segments_BT, repeats=repeats).logits.flatten(0, 1)
     wide_NV = logits_NV.float() if logits_NV.dtype in (torch.bfloat16, torch.float16) else logits_NV
     nats_N = F.cross_entropy(wide_NV, targets_BT.flatten(), reduction="none", ignore_index=_NOT_SCORED)
     scored = (targets_BT != _NOT_SCORED).sum()
@@ -112,7 +115,12 @@ def pad(rows: list[np.ndarray]) -> tuple[Tensor, Tensor]:
 
 
 def evaluate_run(
-    run: RunFolder, step: int | None = None, batch: int = 16, protocol: str = "tail", max_windows: int | None = None
+    run: RunFolder,
+    step: int | None = None,
+    batch: int = 16,
+    protocol: str = "tail",
+    max_windows: int | None = None,
+    repeats: int | None = None,
 ) -> dict[str, Any]:
     """Held-out perplexity of a run's checkpoint, on this machine in one process.
 
@@ -122,17 +130,20 @@ def evaluate_run(
         batch: windows a call (changes no figure).
         protocol: one of `distributed.protocols.PROTOCOLS`.
         max_windows: the first so many windows of a source in place of the protocol's number (peS2o: 4111).
+        repeats: how many times to go through the model's group of layers; None: as configured.
 
     Returns:
-        {"run", "step", "protocol", "sources": {name: figures}, "total": figures}; figures are nats, perplexity, tokens, windows, and
-        bits_per_byte where every byte of the source was scored and their number is known.
+        {"run", "step", "protocol", "repeats", "sources": {name: figures}, "total": figures}; figures are nats, perplexity, tokens,
+        windows, and bits_per_byte where every byte of the source was scored and their number is known.
 
     Raises:
         RunError: no such checkpoint or protocol, or fewer windows than the protocol's batch. DataError: the data are not
-            those of the run.
+            those of the run. ModelError: more repeats than the model has parameters for.
     """
     check_protocol(protocol)
     trained = load_trained(run, step)
+    made = trained.recipe.model.depth.repeats if repeats is None else repeats
+    check_repeats(trained.recipe.model, made)
     folder = data_folder(trained.recipe)
     manifest = check(folder, trained.recipe.data)
     end_of_document = trained.tokenizer.end_of_document if trained.recipe.data.document_mask else None
@@ -140,12 +151,13 @@ def evaluate_run(
     for source in trained.recipe.data.sources:
         windows = Windows(folder, "held_out", source.name)
         limit = windows_counted(protocol, windows, source.name, max_windows)
-        result = held_out_loss(trained.model, windows, batch, trained.device, max_windows=limit, end_of_document=end_of_document)
+        result = held_out_loss(trained.model, windows, batch, trained.device, None, limit, end_of_document, made)
         # The text's bytes, of which only the very first token's are not predicted.
         everything = limit == len(windows)
         n_bytes = manifest.sources[source.name].splits["held_out"].text_bytes if everything else None
         sources[source.name] = _with_rates(result, n_bytes)
-    return {"run": run.name, "step": trained.step, "protocol": protocol, "sources": sources, "total": _pooled(list(sources.values()))}
+    which = {"run": run.name, "step": trained.step, "protocol": protocol, "repeats": made}
+    return {**which, "sources": sources, "total": _pooled(list(sources.values()))}
 
 
 def _pooled(results: list[dict[str, Any]]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from distributed.load import dead_share, imbalance, never_used_share, routing_en
 class Interval:
     """Sums over the ranks for the steps since the last logging.
 
+    `repeats` and `macs`, the multiply-accumulates of forward passes, are summed over the steps as they were made.
     `loss` and `balance` are summed over the steps that were not skipped; `seconds_WP` has the order of `PARTS`;
     `damaged` windows could not be read and were left out.
     """
@@ -27,6 +28,8 @@ class Interval:
     skipped: int
     damaged: int
     tokens: int
+    repeats: int
+    macs: float
     loss: float
     balance: float
     grad_norms: list[float]
@@ -40,13 +43,12 @@ class Interval:
     routes_WV: Tensor
 
 
-def interval_figures(interval: Interval, macs_per_token: float, schedule: list[int]) -> dict[str, Any]:
+def interval_figures(interval: Interval, schedule: list[int]) -> dict[str, Any]:
     """Everything about an interval that needs no memory of earlier ones.
 
     Args:
-        interval: the sums.
-        macs_per_token: multiply-accumulates of one token's forward pass; a step costs 6 FLOPs for each (forward once,
-            backward twice, two operations each).
+        interval: the sums. A multiply-accumulate of the forward pass costs a step 6 FLOPs (forward once, backward twice, two
+            operations each).
         schedule: the layer of every visit.
 
     Returns:
@@ -73,9 +75,10 @@ def interval_figures(interval: Interval, macs_per_token: float, schedule: list[i
         "skipped_steps": interval.skipped,
         "damaged_windows": interval.damaged,
         "tokens": interval.tokens,
+        "repeats": interval.repeats / steps,
         "tokens_per_second": tokens_per_second,
         "step_seconds": step_seconds,
-        "model_flop_use": 6.0 * macs_per_token * tokens_per_second / peak if peak > 0 else math.nan,
+        "model_flop_use": 6.0 * interval.macs / (step_seconds * steps) / peak if peak > 0 and step_seconds > 0 else math.nan,
         "parts": parts,
         "compute_seconds_by_rank": _compute_seconds(interval.seconds_WP),
         "token_imbalance": imbalance(interval.tokens_W).item(),
@@ -107,6 +110,7 @@ def whole_run(lines: list[dict[str, Any]]) -> dict[str, Any]:
 def load_figures(loads_VE: Tensor, routes_WV: Tensor, schedule: list[int]) -> dict[str, Any]:
     """Expert load in numbers, empty for a model without experts.
 
+    Means are over visits that had routes: with sampled repeats the last ones may not have been made.
     `dead_share`: experts that got no route in a visit, mean over visits; `never_used_share`: in no visit of their layer.
     `rank_imbalance`: routes on the busiest rank over the mean rank, mean over visits (each visit waits for its busiest).
     """
@@ -114,13 +118,14 @@ def load_figures(loads_VE: Tensor, routes_WV: Tensor, schedule: list[int]) -> di
         return {}
     dead_V = dead_share(loads_VE)
     entropy_V = routing_entropy(loads_VE)
-    ranks_V = imbalance(routes_WV)
+    experts_V, ranks_V = imbalance(loads_VE.T), imbalance(routes_WV)
+    made_V = loads_VE.sum(dim=1) > 0
     return {
-        "dead_share": dead_V.mean().item(),
+        "dead_share": dead_V[made_V].mean().item(),
         "never_used_share": never_used_share(loads_VE, schedule),
-        "routing_entropy": entropy_V.mean().item(),
-        "expert_imbalance": imbalance(loads_VE.T).mean().item(),
-        "rank_imbalance": ranks_V.mean().item(),
+        "routing_entropy": entropy_V[made_V].mean().item(),
+        "expert_imbalance": experts_V[made_V].mean().item(),
+        "rank_imbalance": ranks_V[made_V].mean().item(),
         "dead_share_by_visit": dead_V.tolist(),
         "routing_entropy_by_visit": entropy_V.tolist(),
         "rank_imbalance_by_visit": ranks_V.tolist(),

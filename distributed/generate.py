@@ -18,6 +18,7 @@ def generate_text(
     top_k: int | None,
     seed: int,
     step: int | None = None,
+    repeats: int | None = None,
 ) -> str:
     """The prompt and what the model adds to it.
 
@@ -29,9 +30,11 @@ def generate_text(
         top_k: draw among so many likeliest tokens; None: all.
         seed: of the draws; the same seed gives the same text.
         step: which checkpoint; None: the newest.
+        repeats: how many times to go through the model's group of layers; None: as configured.
 
     Raises:
-        RunError: no such checkpoint, or nothing to start from. DataError: the tokenizer is not the run's.
+        RunError: no such checkpoint, or nothing to start from. DataError: the tokenizer is not the run's. ModelError: more
+            repeats than the model has parameters for.
     """
     trained = load_trained(run, step)
     tokens = trained.tokenizer.encode(prompt)
@@ -41,5 +44,5 @@ def generate_text(
         tokens = [trained.tokenizer.end_of_document]
     generator = torch.Generator(device=trained.device).manual_seed(seed)
     prompt_BT = torch.tensor([tokens], device=trained.device)
-    answer_BT = generate(trained.model, prompt_BT, max_new, temperature, top_k, generator)
+    answer_BT = generate(trained.model, prompt_BT, max_new, temperature, top_k, generator, repeats)
     return prompt + trained.tokenizer.decode(answer_BT[0, len(tokens) :].tolist())

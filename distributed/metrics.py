@@ -26,6 +26,7 @@ from distributed.reduction import rank_slots, sum_over_ranks
 from distributed.run_folder import RunFolder
 from distributed.run_writer import RunWriter
 from distributed.topology import Topology
+from model.accounting import macs_per_token
 
 
 class Metrics:
@@ -35,8 +36,7 @@ class Metrics:
         run: where to write.
         recipe: the run's recipe.
         topology: rank, world, expert parallelism and device.
-        macs_per_token: multiply-accumulates of one token's forward pass (model.accounting).
-        n_experts_per_visit: experts of every visit's feed-forward; empty for a model without experts.
+        n_experts_per_visit: experts of the feed-forward of every visit that the model can make; empty for a model without experts.
         resumed_step: steps done in the checkpoint this start goes on from, 0 at the beginning.
         clock: the clock that the trainer's parts and the kernels' spans are charged to.
         epoch_of: steps done -> epoch, shown when given.
@@ -47,15 +47,15 @@ class Metrics:
         run: RunFolder,
         recipe: Recipe,
         topology: Topology,
-        macs_per_token: float,
         n_experts_per_visit: Sequence[int],
         resumed_step: int,
         clock: StepClock,
         epoch_of: Callable[[int], float] | None = None,
     ) -> None:
         self._run, self._recipe, self._topology, self._clock = run, recipe, topology, clock
-        self._macs_per_token, self._epoch_of = macs_per_token, epoch_of
-        self._schedule = recipe.model.depth.schedule() if n_experts_per_visit else []
+        self._epoch_of = epoch_of
+        depth = recipe.model.depth
+        self._schedule = depth.schedule(depth.most_repeats) if n_experts_per_visit else []
         self._loads = LoadCounter(len(n_experts_per_visit), max(n_experts_per_visit, default=0), topology.device)
         self._peak = peak_flops(topology.device, choose_dtype(recipe.train.precision, topology.device))
         self._last_step = resumed_step
@@ -76,7 +76,9 @@ class Metrics:
         """Count windows that this rank left out because they could not be read."""
         self._damaged += windows
 
-    def step(self, step: int, loss: Tensor, balance: Tensor, grad_norm: float, lr: float, tokens: int, skipped: bool = False) -> None:
+    def step(
+        self, step: int, loss: Tensor, balance: Tensor, grad_norm: float, lr: float, tokens: int, repeats: int, skipped: bool = False
+    ) -> None:
         """Count one optimizer step.
 
         Args:
@@ -85,10 +87,13 @@ class Metrics:
             grad_norm: global norm before clipping.
             lr: the rate of this step.
             tokens: predicted tokens of the step over all ranks.
+            repeats: how many times the step went through the group of layers.
             skipped: the update was left out (not finite); its loss is not counted.
         """
         self._steps += 1
         self._tokens += tokens
+        self._repeats += repeats
+        self._macs += tokens * macs_per_token(self._recipe.model, self._recipe.data.seq_len, repeats)
         self._lr = lr
         if skipped:
             self._skipped += 1
@@ -101,7 +106,7 @@ class Metrics:
         interval = self._reduce()
         self._last_step = step
         if self._writer is not None:
-            figures = interval_figures(interval, self._macs_per_token, self._schedule)
+            figures = interval_figures(interval, self._schedule)
             if self._epoch_of is not None:
                 figures["epoch"] = self._epoch_of(step)
             self.figures = self._writer.interval(step, interval, figures, self.held_out)
@@ -122,6 +127,8 @@ class Metrics:
     def _reset(self) -> None:
         self._steps, self._skipped, self._tokens, self._own_tokens, self._damaged = 0, 0, 0, 0, 0
         self._lr = 0.0
+        self._repeats: int = 0
+        self._macs: float = 0.0
         self._grad_norms: list[float] = []
         self._losses = torch.zeros(2, dtype=torch.float64, device=self._topology.device)
 
@@ -147,6 +154,8 @@ class Metrics:
             skipped=self._skipped,
             damaged=int(damaged_W.sum()),
             tokens=self._tokens,
+            repeats=self._repeats,
+            macs=self._macs,
             loss=loss,
             balance=balance,
             grad_norms=self._grad_norms,

@@ -15,6 +15,7 @@ Shape suffixes: B sequences, T tokens a sequence, N = B*T, K experts chosen, H h
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,8 +35,11 @@ Records = list[dict[str, Any]]
 class Replay(Protocol):
     """What a trainer asks before a forward and tells after it."""
 
-    def records(self, step: int, ids: list[int], n_visits: int) -> Records | None:
-        """Choices that the forward over samples `ids` must take; None lets the routers choose."""
+    def records(self, step: int, ids: list[int], made: Sequence[bool]) -> Records | None:
+        """Choices that the forward over samples `ids` must take; None lets the routers choose.
+
+        `made` says of every visit that the model can make whether this step makes it.
+        """
         ...
 
     def keep(self, step: int, ids: list[int], records: Records) -> None:
@@ -66,7 +70,7 @@ def open_replay(router: RouterConfig, run: RunFolder, topology: Topology) -> Rep
 class NoReplay:
     """Routers choose, nothing is kept."""
 
-    def records(self, step: int, ids: list[int], n_visits: int) -> Records | None:
+    def records(self, step: int, ids: list[int], made: Sequence[bool]) -> Records | None:
         return None
 
     def keep(self, step: int, ids: list[int], records: Records) -> None:
@@ -80,7 +84,7 @@ class ChoiceWriter:
         self._folder, self._rank, self._world = folder, rank, world
         self._step, self._micro_batch = -1, 0
 
-    def records(self, step: int, ids: list[int], n_visits: int) -> Records | None:
+    def records(self, step: int, ids: list[int], made: Sequence[bool]) -> Records | None:
         return None
 
     def keep(self, step: int, ids: list[int], records: Records) -> None:
@@ -123,21 +127,22 @@ class ChoiceReader:
         self._place: dict[int, tuple[int, int]] = {}
         self._keys: list[tuple[int, str, str]] = []
 
-    def records(self, step: int, ids: list[int], n_visits: int) -> Records | None:
-        """One dict of int64 choices [N, ...] a visit, on the device.
+    def records(self, step: int, ids: list[int], made: Sequence[bool]) -> Records | None:
+        """One dict of int64 choices [N, ...] a visit, on the device; empty for visits that are not made.
 
         Raises:
-            RunError: the step or a sample of it was not recorded, or with another number of visits.
+            RunError: the step or a sample of it was not recorded, or with other visits.
         """
         if step != self._step:
             self._read(step)
         recorded = {visit for visit, _, _ in self._keys}
-        if recorded != set(range(n_visits)):
-            raise RunError(f"router.choices: step {step} was recorded with {len(recorded)} visits, the model has {n_visits}")
+        expected = {visit for visit, is_made in enumerate(made) if is_made}
+        if recorded != expected:
+            raise RunError(f"router.choices: step {step} was recorded with {len(recorded)} visits, the model makes {len(expected)}")
         missing = [sample for sample in ids if sample not in self._place]
         if missing:
             raise RunError(f"router.choices: step {step} has no choices for sample {missing[0]} in {self._folder}; record that step again")
-        found: Records = [{} for _ in range(n_visits)]
+        found: Records = [{} for _ in made]
         for visit, name, key in self._keys:
             found[visit][name] = self._gather(key, ids)
         return found

@@ -88,9 +88,10 @@ class RunWriter:
         self._map_loads_VE = loads_VE if self._map_loads_VE is None else self._map_loads_VE + loads_VE
         if step < self._next_map:
             return
-        schedule = self._recipe.model.depth.schedule()
+        depth = self._recipe.model.depth
+        schedule = depth.schedule(depth.most_repeats)
         relative_VE = relative_load(self._map_loads_VE)
-        for layer in range(self._recipe.model.depth.n_layers):
+        for layer in range(depth.n_layers):
             visits = [visit for visit, at in enumerate(schedule) if at == layer]
             self._board.picture(step, f"expert_load/layer_{layer}", heat_map(self._map_loads_VE[visits].numpy()))
             self._board.histogram(step, f"expert_load_over_even_share/layer_{layer}", relative_VE[visits].numpy())

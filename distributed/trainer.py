@@ -48,7 +48,7 @@ from distributed.skips import Skips
 from distributed.summary import build_summary, says_finished
 from distributed.topology import Topology, close_topology, init_topology
 from distributed.world_rules import check_world
-from model.accounting import macs_per_token, stored_parameters
+from model.accounting import stored_parameters
 from model.moeut import ModelOutput
 
 Outcome = Literal["finished", "stopped", "regroup"]
@@ -202,7 +202,7 @@ class Trainer:
         with self.clock.part("optimizer"):
             rate = learning_rate(step, self.recipe.train)
             report = self.engine.step(rate)
-        self.metrics.step(step + 1, loss, balance, report.grad_norm, rate, self._tokens_per_step, report.skipped)
+        self.metrics.step(step + 1, loss, balance, report.grad_norm, rate, self._tokens_per_step, self._repeats(step), report.skipped)
         return loss, report.skipped
 
     def _forward(self, step: int, ids: list[int], tokens_BT: Tensor) -> tuple[ModelOutput, Tensor, Tensor]:
@@ -213,8 +213,9 @@ class Trainer:
         tokens_BT = tokens_BT.to(self.topology.device, non_blocking=True)
         inputs_BT, targets_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
         segments_BT = None if self.document_end is None else segments_of(inputs_BT, self.document_end)
-        records = self.replay.records(step, ids, self.recipe.model.depth.n_visits)
-        output = self.engine.module(inputs_BT, targets_BT=targets_BT, segments_BT=segments_BT, records=records)
+        repeats = self._repeats(step)
+        records = self.replay.records(step, ids, self.recipe.model.depth.made(repeats))
+        output = self.engine.module(inputs_BT, targets_BT=targets_BT, segments_BT=segments_BT, records=records, repeats=repeats)
         self.replay.keep(step, ids, output.records)
         cross_entropy = output.cross_entropy / self._tokens_per_step
         return output, cross_entropy, output.balance_B.sum() / self.recipe.train.global_batch
@@ -222,6 +223,10 @@ class Trainer:
     @property
     def _tokens_per_step(self) -> int:
         return self.recipe.train.global_batch * self.recipe.data.seq_len
+
+    def _repeats(self, step: int) -> int:
+        """How often a step goes through the group of layers: drawn from (seed, step) alone where it is drawn."""
+        return self.recipe.model.depth.repeats_of_step(self.recipe.seed, step)
 
     def _seed_dropout(self, step: int) -> None:
         """Random draws depend on (seed, step, rank) alone, so a resumed step draws what it would have drawn."""
@@ -270,12 +275,11 @@ class Trainer:
 
     def _open_metrics(self) -> Metrics:
         experts = self.recipe.model.feed_forward.routed_experts
-        n_experts = [experts] * self.recipe.model.depth.n_visits if experts else []
+        n_experts = [experts] * self.recipe.model.depth.n_numbers() if experts else []
         return Metrics(
             self.run,
             self.recipe,
             self.topology,
-            macs_per_token(self.recipe.model, self.recipe.data.seq_len),
             n_experts,
             self.step,
             self.clock,

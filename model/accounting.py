@@ -40,7 +40,7 @@ class MACs:
     """Multiply-accumulates of a forward pass over one sequence, all visits together.
 
     Attributes:
-        residual: predicting and correcting residual streams; 0 with a single one.
+        residual: predicting and correcting residual streams, and scaling what layers add to them; 0 with a single one as it is.
     """
 
     attention: int
@@ -64,15 +64,25 @@ def parameters(config: ModelConfig) -> Parameters:
     attention, attention_active = _attention_parameters(config.attention, d)
     feed_forward = [config.feed_forward_of(layer).parameters(d) for layer in range(config.depth.n_layers)]
     copies, mixing = _copies(config), _mixing_parameters(config.residual, d)
+    depth, added = config.depth, _added_parameters(config)
     outside = copies * vocabulary * d + vocabulary + 2 * d
-    layers = sum(attention + slot.stored + 4 * d for slot in feed_forward)
-    schedule = config.depth.schedule()
-    sets = config.depth.n_layers if isinstance(config.residual, AltUpConfig) and config.residual.coefficients == "layer" else len(schedule)
+    more = (depth.most_repeats - 1) * _separate_parameters(config) + depth.most_repeats * added
+    layers = sum(attention + slot.stored + 4 * d for slot in feed_forward) + depth.group * more
+    schedule = depth.schedule()
+    by_layer = isinstance(config.residual, AltUpConfig) and config.residual.coefficients == "layer"
+    sets = depth.n_layers if by_layer else depth.n_numbers()
+    added_in_all = depth.group * depth.repeats * added
     return Parameters(
         stored=layers + copies * vocabulary * d + outside + sets * mixing,
         layers=layers,
-        unrolled=sum(attention + feed_forward[layer].stored + 4 * d + mixing for layer in schedule) + copies * vocabulary * d + outside,
-        active=sum(attention_active + feed_forward[layer].active + 4 * d + mixing for layer in schedule) + copies * d + outside,
+        unrolled=sum(attention + feed_forward[layer].stored + 4 * d + mixing for layer in schedule)
+        + added_in_all
+        + copies * vocabulary * d
+        + outside,
+        active=sum(attention_active + feed_forward[layer].active + 4 * d + mixing for layer in schedule)
+        + added_in_all
+        + copies * d
+        + outside,
     )
 
 
@@ -81,25 +91,29 @@ def stored_parameters(config: ModelConfig) -> int:
     return parameters(config).stored
 
 
-def macs(config: ModelConfig, n_tokens: int, form: Literal["published", "exact"] = "exact") -> MACs:
-    """Forward multiply-accumulates over one sequence of `n_tokens`; spec formulas per visit, times the visits."""
+def macs(config: ModelConfig, n_tokens: int, form: Literal["published", "exact"] = "exact", repeats: int | None = None) -> MACs:
+    """Forward multiply-accumulates over one sequence of `n_tokens`; spec formulas per visit, times the visits.
+
+    `repeats`: how often a pass goes through the group; None: as configured.
+    """
     exact = form == "exact"
-    visits = config.depth.n_visits
+    schedule = config.depth.schedule(repeats)
+    visits = len(schedule)
     return MACs(
         attention=visits * _attention_macs(config.attention, config.d_model, n_tokens, exact),
-        feed_forward=n_tokens * sum(config.feed_forward_of(layer).macs(config.d_model, exact) for layer in config.depth.schedule()),
-        residual=visits * _mixing_macs(config.residual, config.d_model) * n_tokens,
+        feed_forward=n_tokens * sum(config.feed_forward_of(layer).macs(config.d_model, exact) for layer in schedule),
+        residual=(visits * _mixing_macs(config.residual, config.d_model) + _scaling_macs(config, schedule)) * n_tokens,
         head=_copies(config) * config.d_model * config.vocab_size * n_tokens,
     )
 
 
-def macs_per_token(config: ModelConfig, seq_len: int) -> float:
+def macs_per_token(config: ModelConfig, seq_len: int, repeats: int | None = None) -> float:
     """Exact multiply-accumulates of one token's forward pass in windows of `seq_len`, the head included."""
-    return macs(config, seq_len).total / seq_len
+    return macs(config, seq_len, repeats=repeats).total / seq_len
 
 
 def kv_cache_bytes(config: ModelConfig, n_tokens: int, bytes_per_number: int) -> int:
-    """Bytes of the key/value cache of one sequence: one key and one value a visit, not a layer."""
+    """Bytes of the key/value cache of one sequence at the configured repeats: one key and one value a visit, not a layer."""
     attention = config.attention
     return config.depth.n_visits * 2 * attention.n_heads * attention.d_head * n_tokens * bytes_per_number
 
@@ -115,6 +129,25 @@ def _mixing_parameters(residual: Residual, d: int) -> int:
         return 0
     numbers = residual.streams**2 + residual.streams
     return d + residual.streams * d + numbers * residual.streams if residual.routed else numbers
+
+
+def _separate_parameters(config: ModelConfig) -> int:
+    """Of what a layer of the group has anyway: that of which every visit has its own."""
+    d, own = config.d_model, config.depth.per_visit
+    routers = (config.attention.router_rows + config.feed_forward.routed_experts) * d
+    return ("router" in own) * routers + ("norm" in own) * 4 * d
+
+
+def _added_parameters(config: ModelConfig) -> int:
+    """Of a visit, beside what layers have without depth switches."""
+    own = config.depth.per_visit
+    return ("embedding" in own) * config.d_model + ("residual_scale" in own)
+
+
+def _scaling_macs(config: ModelConfig, schedule: list[int]) -> int:
+    """Of one token: both contributions of every visit of the group, where they are scaled."""
+    scaled = config.depth.residual_scale != 1.0 or "residual_scale" in config.depth.per_visit
+    return scaled * 2 * config.d_model * sum(map(config.depth.is_repeated, schedule))
 
 
 def _mixing_macs(residual: Residual, d: int) -> int:

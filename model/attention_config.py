@@ -40,6 +40,12 @@ class SwitchHeadConfig(Strict):
             raise ValueError(f"top_k is {self.top_k} but a head has {self.n_experts} experts; choose top_k <= {self.n_experts}")
         return self
 
+    @property
+    def router_rows(self) -> int:
+        """Rows of the weights of all routers together."""
+        gated = self.n_experts == 1 and self.single_expert == "output_gate"
+        return 0 if gated else 2 * self.n_heads * self.n_experts
+
 
 class DenseAttentionConfig(Strict):
     """Multi-head attention without biases and without experts."""
@@ -48,3 +54,7 @@ class DenseAttentionConfig(Strict):
     n_heads: int = Field(ge=1)
     d_head: int = Field(ge=1)
     rotary: RotaryConfig = RotaryConfig()
+
+    @property
+    def router_rows(self) -> int:
+        return 0

@@ -1,7 +1,8 @@
 """Keys and values of the tokens already read, one pair of tensors a visit.
 
-A layer visited R times has R different keys for one token, so the cache has as many entries as the depth schedule has
-visits, not as there are layers. Keys are kept rotated, each by its own position.
+A layer visited R times has R different keys for one token, so the cache has an entry for every visit of the depth schedule,
+found by the visit's number, and not for every layer; it stays empty where a pass makes fewer repeats. Keys are kept rotated,
+each by its own position.
 
 Shape suffixes: B sequences, H heads, T new tokens, S tokens so far, d head width.
 """

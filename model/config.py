@@ -54,6 +54,24 @@ class ModelConfig(Strict):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _stream_carries_gradients(self) -> ModelConfig:
+        if self.depth.backprop_repeats is not None and self.norm == "post":
+            raise ValueError(
+                f"depth.backprop_repeats is {self.depth.backprop_repeats} with norm 'post', whose stream is not a sum that carries "
+                "gradients past a visit; choose norm peri or pre, or leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _routers_to_separate(self) -> ModelConfig:
+        if "router" in self.depth.per_visit and not (self.attention.router_rows or self.feed_forward.routed_experts):
+            raise ValueError(
+                f"depth.per_visit has 'router' but neither attention '{self.attention.kind}' nor feed_forward "
+                f"'{self.feed_forward.kind}' has one; leave it out"
+            )
+        return self
+
     def feed_forward_of(self, layer: int) -> FeedForward:
         """The slot of distinct layer `layer`."""
         return self.feed_forward_at.get(layer, self.feed_forward)

@@ -179,6 +179,9 @@ def to_official_config(config: ModelConfig) -> dict[str, Any]:
         raise ModelError(f"attention.single_expert is '{attention.single_expert}'; the official library has output_gate only")
     if (attention.rotary.fraction, attention.rotary.base) != (0.5, 10000.0):
         raise ModelError(f"attention.rotary is {attention.rotary}; the official library has fraction 0.5 and base 10000")
+    for field in ("sample", "per_visit", "residual_scale", "backprop_repeats"):
+        if getattr(depth, field) != DepthConfig.model_fields[field].default:
+            raise ModelError(f"depth.{field} is {getattr(depth, field)}; the official library visits its layers alike: leave it out")
     if depth.schedule() != list(range(depth.n_layers)) * (depth.n_visits // depth.n_layers):
         raise ModelError(f"depth is {depth}; the official library repeats one group in cycle order")
     return {

@@ -1,18 +1,42 @@
-"""Depth, as data: which layer is visited when."""
+"""Depth, as data: which layer is visited when, and what the visits of a layer have for themselves."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from model.repeats import PoissonLognormalRepeats, UniformRepeats
 from model.slot_config import Strict
+
+Sample = Annotated[UniformRepeats | PoissonLognormalRepeats, Field(discriminator="kind")]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+
+
+class Place(NamedTuple):
+    """A visit's place in the depth schedule: `layer` for the `repeat`-th time, counted from 0.
+
+    `number` is the same whatever the repeats of a pass: it counts the visits of `most_repeats`, and then those beyond.
+    """
+
+    number: int
+    layer: int
+    repeat: int
 
 
 class DepthConfig(Strict):
     """Depth as a schedule: prelude layers, then `group` distinct layers `repeats` times, then coda layers.
 
     `order` is `cycle` (ABAB..., the paper's) or `loop` (AABB...). A plain transformer is `group: L, repeats: 1`.
+    With `sample` every training step draws its own number of repeats; `repeats` is then for validation and generation.
+
+    For the group's layers only: `per_visit` names what every visit of a layer has for itself. `router`: the weights of its routers;
+    `norm`: gains and biases of its two norms; `embedding`: a vector added to the stream it is given, as in the Universal
+    Transformer (arXiv 1807.03819), here learned and zero at first; `residual_scale`: a learned number that starts at the field of that
+    name. `residual_scale` multiplies what attention and feed-forward add to the stream; R in it is the repeats of the pass.
+
+    `backprop_repeats`: only a layer's last so many visits have gradients; an earlier one counts as a constant added to the stream,
+    which goes on carrying gradients to what comes before.
     """
 
     prelude: int = Field(default=0, ge=0)
@@ -20,6 +44,16 @@ class DepthConfig(Strict):
     repeats: int = Field(default=8, ge=1)
     coda: int = Field(default=0, ge=0)
     order: Literal["cycle", "loop"] = "cycle"
+    sample: Sample | None = None
+    per_visit: tuple[Literal["router", "norm", "embedding", "residual_scale"], ...] = ()
+    residual_scale: Positive | Literal["1/R", "1/sqrt(R)"] = 1.0
+    backprop_repeats: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _trained_for_its_repeats(self) -> DepthConfig:
+        if self.sample is not None and self.repeats > self.sample.max:
+            raise ValueError(f"repeats is {self.repeats} but sample.max is {self.sample.max}; choose repeats <= {self.sample.max}")
+        return self
 
     @property
     def n_layers(self) -> int:
@@ -28,13 +62,49 @@ class DepthConfig(Strict):
 
     @property
     def n_visits(self) -> int:
-        """Unrolled depth: how many times some layer is applied to a token."""
-        return self.prelude + self.group * self.repeats + self.coda
+        """Unrolled depth at `repeats`: how many times some layer is applied to a token."""
+        return len(self.schedule())
 
-    def schedule(self) -> list[int]:
-        """Layer number of every visit, in order."""
-        first = self.prelude
-        body = list(range(first, first + self.group))
-        loop = [layer for layer in body for _ in range(self.repeats)]
-        visits = body * self.repeats if self.order == "cycle" else loop
-        return list(range(first)) + visits + list(range(first + self.group, self.n_layers))
+    @property
+    def most_repeats(self) -> int:
+        """The most that a pass of training, validation or generation makes: what there are parameters of visits for."""
+        return self.repeats if self.sample is None else self.sample.max
+
+    def repeats_of_step(self, seed: int, step: int) -> int:
+        """Repeats of a training step, the same wherever and however often it is asked."""
+        return self.repeats if self.sample is None else self.sample.draw(seed, step)
+
+    def is_repeated(self, layer: int) -> bool:
+        """Whether a layer belongs to the group."""
+        return self.prelude <= layer < self.prelude + self.group
+
+    def is_constant(self, layer: int, repeat: int, repeats: int) -> bool:
+        """Whether a visit of a pass is made without gradients."""
+        return self.backprop_repeats is not None and self.is_repeated(layer) and repeat < repeats - self.backprop_repeats
+
+    def schedule(self, repeats: int | None = None) -> list[int]:
+        """Layer number of every visit, in order; None: at `repeats`."""
+        return [layer for layer, _ in self._order(repeats or self.repeats)]
+
+    def visits(self, repeats: int | None = None) -> list[Place]:
+        """The visits of a pass, in order; None: at `repeats`."""
+        numbers = {visit: number for number, visit in enumerate(self._order(self.most_repeats))}
+        return [Place(numbers.setdefault(visit, len(numbers)), *visit) for visit in self._order(repeats or self.repeats)]
+
+    def made(self, repeats: int | None = None) -> list[bool]:
+        """By number: whether a pass makes the visit."""
+        numbers = {visit.number for visit in self.visits(repeats)}
+        return [number in numbers for number in range(self.n_numbers(repeats))]
+
+    def n_numbers(self, repeats: int | None = None) -> int:
+        """Rows of a table that visits of `most_repeats`, and of a pass of `repeats`, find by their number."""
+        return self.prelude + self.group * max(self.most_repeats, repeats or 1) + self.coda
+
+    def _order(self, repeats: int) -> list[tuple[int, int]]:
+        """(layer, repeat) of every visit."""
+        group, last = range(self.prelude, self.prelude + self.group), range(self.prelude + self.group, self.n_layers)
+        if self.order == "cycle":
+            body = [(layer, repeat) for repeat in range(repeats) for layer in group]
+        else:
+            body = [(layer, repeat) for layer in group for repeat in range(repeats)]
+        return [(layer, 0) for layer in range(self.prelude)] + body + [(layer, 0) for layer in last]

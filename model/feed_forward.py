@@ -34,7 +34,7 @@ class SigmaMoE(nn.Module):
 
     def forward(self, data_BTD: Tensor, n_BTD: Tensor, visit: Visit) -> tuple[Tensor, Statistics]:
         """Experts read `data_BTD`, the router `n_BTD`: y [B, T, D] and the router's statistic."""
-        routing = self.router(n_BTD, visit.record)
+        routing = self.router(n_BTD, visit.record, visit.repeat)
         exchanged = visit.record.setdefault("feed_forward.exchange", {})
         choices = (routing.expert_NMK.flatten(1), routing.weight_NMK.flatten(1))
         y = run_experts(self.exchange, self._experts, data_BTD.flatten(0, 1), *choices, self.config.n_experts, exchanged)

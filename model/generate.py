@@ -23,6 +23,7 @@ def generate(
     temperature: float = 1.0,
     top_k: int | None = None,
     generator: torch.Generator | None = None,
+    repeats: int | None = None,
 ) -> Tensor:
     """`tokens_BT` followed by `max_new` more tokens, int64 [B, T + max_new]; the model is used in evaluation mode.
 
@@ -33,6 +34,7 @@ def generate(
         temperature: divides the logits; 0 takes the likeliest token.
         top_k: draw among so many likeliest tokens; None: all.
         generator: of the draws, on the tokens' device.
+        repeats: how many times the model goes through its group of layers; None: as configured.
 
     Raises:
         ModelError: an argument is out of range.
@@ -41,9 +43,9 @@ def generate(
     was_training = model.training
     model.eval()
     try:
-        cache, fresh_BT = KVCache(len(model.schedule)), tokens_BT
+        cache, fresh_BT = KVCache(model.config.depth.n_numbers(repeats)), tokens_BT
         for _ in range(max_new):
-            logits_BV = model(fresh_BT, cache=cache).logits[:, -1]
+            logits_BV = model(fresh_BT, cache=cache, repeats=repeats).logits[:, -1]
             fresh_BT = sample(logits_BV, temperature, top_k, generator)
             tokens_BT = torch.cat([tokens_BT, fresh_BT], dim=1)
     finally:

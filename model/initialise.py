@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Normal:
-    """Gaussian of mean 0; `equal_rows` gives all rows one norm and keeps the standard deviation of the whole."""
+    """Gaussian of mean 0; `equal_rows` gives all rows [..., D] one norm and keeps the standard deviation of the whole."""
 
     std: float
     equal_rows: bool = False
@@ -25,7 +25,7 @@ class Normal:
         x = torch.empty(shape).normal_(0.0, self.std, generator=generator)
         if self.equal_rows and x.numel() > 1:
             std = x.std()
-            x /= x.norm(dim=1, keepdim=True)
+            x /= x.norm(dim=-1, keepdim=True)
             x *= std / x.std()
         return x
 

@@ -26,6 +26,7 @@ from model.bank import ExpertBank
 from model.block import Block
 from model.cache import KVCache
 from model.config import ModelConfig
+from model.depth_override import check_repeats
 from model.errors import ModelError
 from model.exchange import Exchange, LocalExchange
 from model.initialise import Constant, Normal, Repeated, Rules, Uniform, draw
@@ -34,6 +35,7 @@ from model.rotary import Positions, positions
 from model.router import Record
 from model.sharding import Box
 from model.streams import build_streams
+from model.truncation import constant_step
 from model.visit import Visit
 
 Recompute = Literal["none", "experts", "visit"]
@@ -48,8 +50,9 @@ class ModelOutput:
         cross_entropy: summed over all tokens, nats, float32 at least; 0 without targets.
         balance_B: weighted regulariser of every sequence, float32 at least; the loss adds its mean.
         balance_loss: mean of `balance_B`, 0 for an empty batch.
-        loads: a visit's routes per feed-forward expert, int64 [E], of the tokens given here; no entries for slots without routed experts.
-        records: what every visit chose.
+        loads: a visit's routes per feed-forward expert, int64 [E], of the tokens given here, by the visit's number; zeros for visits that
+            were not made, no entries for slots without routed experts.
+        records: what every visit chose, by the visit's number.
     """
 
     logits: Tensor
@@ -81,7 +84,6 @@ class MoEUT(nn.Module):
         if recompute not in ("none", "experts", "visit"):
             raise ModelError(f"recompute is '{recompute}'; choose none, experts or visit")
         self.config, self.recompute = config, recompute
-        self.schedule = config.depth.schedule()
         # What `model.official` replaces to follow the official library to the last bit of a float64 model.
         self.balance_sums: type[BalanceSums] = BalanceSums
         self.angle_type: torch.dtype | None = None
@@ -89,8 +91,7 @@ class MoEUT(nn.Module):
         self.exchanges: list[Exchange] = list(dict.fromkeys(places))
         self.streams = build_streams(config.residual, config.depth, config.d_model)
         self.embedding = nn.Embedding(config.vocab_size, self.streams.table_copies * config.d_model)
-        slots = map(config.feed_forward_of, range(config.depth.n_layers))
-        self.layers = nn.ModuleList(Block(config, slot, *places, recompute == "experts") for slot in slots)
+        self.layers = nn.ModuleList(Block(config, layer, *places, recompute == "experts") for layer in range(config.depth.n_layers))
         self.final_norm = LayerNorm(config.d_model)
         self.head = nn.Linear(self.streams.head_copies * config.d_model, config.vocab_size)
 
@@ -102,6 +103,7 @@ class MoEUT(nn.Module):
         segments_BT: Tensor | None = None,
         cache: KVCache | None = None,
         records: list[Record] | None = None,
+        repeats: int | None = None,
     ) -> ModelOutput:
         """Next-token logits, or their cross-entropy, and the balance regulariser.
 
@@ -110,18 +112,23 @@ class MoEUT(nn.Module):
             targets_BT: int64, the tokens to predict: the cross-entropy is given and no logits are kept.
             segments_BT: document numbers; attention stays inside a document and positions restart with it.
             cache: keys and values of the tokens before these, extended by these.
-            records: a dict a visit. Empty ones are filled with the choices made, filled ones are obeyed.
+            records: a dict a visit, by its number. Empty ones are filled with the choices made, filled ones are obeyed.
+            repeats: how many times to go through the group (None: as configured), for all ranks the same.
 
         Raises:
-            ModelError: `cache` together with `segments_BT`, or records that do not fit.
+            ModelError: `cache` together with `segments_BT`, records that do not fit, or more repeats than the model has parameters for.
         """
-        records = self._records(records)
+        repeats = self.config.depth.repeats if repeats is None else repeats
+        check_repeats(self.config, repeats)
+        records = self._records(records, self.config.depth.n_numbers(repeats))
         where = self._positions(tokens_BT, segments_BT, cache)
         balance = self.balance_sums(self._balance_weights())
         x = self._embed(tokens_BT)
-        for visit in self._visits(cache, records):
+        for place in self.config.depth.visits(repeats):
+            visit_cache = None if cache is None else cache.visits[place.number]
+            visit = Visit(visit_cache, records[place.number], place.number, place.repeat, place.layer, repeats)
             x, statistics = self._visit(x, where, visit)
-            balance.add(self.schedule[visit.number], statistics)
+            balance.add(place.layer, statistics)
         balance_B, balance_loss = balance.finish(tokens_BT.shape[0], tokens_BT.shape[1], x)
         logits_BTV, cross_entropy = self._read_out(self.streams.leave(x, self.final_norm).to(self.head.weight.dtype), targets_BT)
         return ModelOutput(logits_BTV, cross_entropy, balance_B, balance_loss, self._loads(records), records)
@@ -165,14 +172,11 @@ class MoEUT(nn.Module):
         width = self.config.d_model
         return F.layer_norm(x * width**0.5, (width,))
 
-    def _visits(self, cache: KVCache | None, records: list[Record]) -> list[Visit]:
-        visits = []
-        for number, layer in enumerate(self.schedule):
-            here = None if cache is None else cache.visits[number]
-            visits.append(Visit(here, records[number], number, self.schedule[:number].count(layer)))
-        return visits
-
     def _visit(self, x: Tensor, where: Positions, visit: Visit) -> tuple[Tensor, Statistics]:
+        if self.config.depth.is_constant(visit.layer, visit.repeat, visit.repeats):
+            with torch.no_grad():
+                y, statistics = self._pass(x, where, visit)
+            return constant_step(x, y), statistics
         if self.recompute != "visit" or visit.cache is not None or not torch.is_grad_enabled():
             return self._pass(x, where, visit)
         # No early stop: it would leave a recomputed exchange half way, its last collective issued on some ranks only.
@@ -180,9 +184,9 @@ class MoEUT(nn.Module):
             return checkpoint(self._pass, x, where, visit, use_reentrant=False)
 
     def _pass(self, x: Tensor, where: Positions, visit: Visit) -> tuple[Tensor, Statistics]:
-        read_BTD, x = self.streams.read(visit.number, x)
-        y_BTD, statistics = self.layers[self.schedule[visit.number]](read_BTD, where, visit)
-        return self.streams.write(visit.number, x, y_BTD), statistics
+        read_BTD, x = self.streams.read(visit, x)
+        y_BTD, statistics = self.layers[visit.layer](read_BTD, where, visit)
+        return self.streams.write(visit, x, y_BTD), statistics
 
     def _positions(self, tokens_BT: Tensor, segments_BT: Tensor | None, cache: KVCache | None) -> Positions:
         if cache is not None and segments_BT is not None:
@@ -192,8 +196,7 @@ class MoEUT(nn.Module):
         angle_type = self.angle_type or torch.promote_types(self.head.weight.dtype, torch.float32)
         return positions(tokens_BT, past, segments_BT, attention.d_head, attention.rotary, angle_type)
 
-    def _records(self, records: list[Record] | None) -> list[Record]:
-        n_visits = len(self.schedule)
+    def _records(self, records: list[Record] | None, n_visits: int) -> list[Record]:
         if records is None:
             return [{} for _ in range(n_visits)]
         if len(records) != n_visits:
@@ -201,8 +204,11 @@ class MoEUT(nn.Module):
         return records
 
     def _loads(self, records: list[Record]) -> list[Tensor]:
-        routed = self.config.feed_forward.routed_experts > 0
-        return [record["loads"]["feed_forward"][0] for record in records] if routed else []
+        experts = self.config.feed_forward.routed_experts
+        if not experts:
+            return []
+        none_E = torch.zeros(experts, dtype=torch.int64, device=self.head.weight.device)
+        return [record["loads"]["feed_forward"][0] if "loads" in record else none_E for record in records]
 
     def _balance_weights(self) -> dict[str, float]:
         weights = self.config.feed_forward.balance_weights()
@@ -218,7 +224,7 @@ class MoEUT(nn.Module):
             "head.weight": Repeated(Uniform(width**-0.5 / self.streams.head_copies), self.streams.head_copies),
             "head.bias": Uniform(width**-0.5),
         }
-        scale = 1.0 if self.config.norm == "post" else (2 / len(self.schedule)) ** 0.5
+        scale = 1.0 if self.config.norm == "post" else (2 / self.config.depth.n_visits) ** 0.5
         for name, module in self.named_modules():
             if isinstance(module, LayerNorm):
                 rules |= {f"{name}.weight": Constant(1.0), f"{name}.bias": Constant(0.0)}

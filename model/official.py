@@ -35,8 +35,8 @@ def keep_official_float32(model: MoEUT) -> None:
 class RoundedRouter(Router):
     """A router whose logits are rounded to float32; its statistic is the logits themselves, [B, T, M, E]."""
 
-    def _logits(self, x_BTD: Tensor) -> Tensor:
-        return super()._logits(x_BTD).float()
+    def _logits(self, x_BTD: Tensor, weight: Tensor) -> Tensor:
+        return super()._logits(x_BTD, weight).float()
 
     def _route(self, logits_BTME: Tensor, chosen: Tensor | None, generator: torch.Generator | None) -> Routed:
         routed = super()._route(logits_BTME, chosen, generator)

@@ -42,7 +42,8 @@ class Routing(NamedTuple):
 class Router(nn.Module):
     """Sigmoid scores without bias, the K best taken (arXiv 2405.16039 eq. 1-2, 5-6).
 
-    `weight` is [M*E, D]. Logits are computed in float32 at least: a tie in bfloat16 would let the order of summation choose.
+    `weight` is [M*E, D], and [R, M*E, D] once `own_weights` gave every visit of a layer its own. Logits are computed in float32
+    at least: a tie in bfloat16 would let the order of summation choose.
     """
 
     weight: Tensor
@@ -50,16 +51,23 @@ class Router(nn.Module):
     def __init__(self, name: str, d_model: int, n_experts: int, top_k: int, dropout: float, heads: int | None = None) -> None:
         super().__init__()
         self.name, self.heads, self.n_experts, self.top_k, self.dropout = name, heads, n_experts, top_k, dropout
+        self.repeats: int | None = None
         self.weight = nn.Parameter(torch.empty((heads or 1) * n_experts, d_model))
 
-    def forward(self, x_BTD: Tensor, record: Record) -> Routing:
+    def own_weights(self, repeats: int) -> None:
+        """Make every one of a layer's visits have weights of its own. They are new, without values."""
+        self.repeats, self.weight = repeats, nn.Parameter(torch.empty(repeats, *self.weight.shape))
+
+    def forward(self, x_BTD: Tensor, record: Record, repeat: int = 0) -> Routing:
         """Choose, or take the choices of `record[name]`: int64 [N, K], with heads [N, H, K].
 
         Raises:
             ModelError: the recorded choices do not fit this batch.
         """
         n_tokens, routers = x_BTD.shape[0] * x_BTD.shape[1], self.heads or 1
-        logits_BTME = self._logits(x_BTD).view(*x_BTD.shape[:2], routers, self.n_experts)
+        logits_BTME = self._logits(x_BTD, self.weight if self.repeats is None else self.weight[repeat]).view(
+            *x_BTD.shape[:2], routers, self.n_experts
+        )
         kept = (n_tokens, self.top_k) if self.heads is None else (n_tokens, routers, self.top_k)
         chosen = recorded(record, self.name, kept)
         chosen_BTMK = None if chosen is None else chosen.view(*logits_BTME.shape[:3], self.top_k)
@@ -68,8 +76,8 @@ class Router(nn.Module):
         record.setdefault("loads", {})[self.name] = routed.load
         return Routing(routed.expert.flatten(0, 1), routed.weight.flatten(0, 1), routed.softmax_sum)
 
-    def _logits(self, x_BTD: Tensor) -> Tensor:
-        return wide_linear(x_BTD, self.weight)
+    def _logits(self, x_BTD: Tensor, weight: Tensor) -> Tensor:
+        return wide_linear(x_BTD, weight)
 
     def _route(self, logits_BTME: Tensor, chosen: Tensor | None, generator: torch.Generator | None) -> Routed:
         return route(logits_BTME, self.top_k, chosen, self.dropout if self.training else 0.0, generator)

@@ -19,7 +19,7 @@ class AltUpConfig(Strict):
     """Alternating updates (arXiv 2301.13310): K residual streams, of which a visit's layer computes one.
 
     `altup` widens embedding and head K times; `recycled_altup` keeps those of one stream. `block` chooses the stream a
-    visit computes (`model.streams.active_streams`), `compute_input` whether its layer reads the stream as it was (the
+    visit computes (`model.streams.active_stream`), `compute_input` whether its layer reads the stream as it was (the
     paper) or as predicted (Gemma 3n), `coefficients` whether every visit has its own or the visits of a layer share them, `routed`
     whether they depend on the token (Gemma 3n) or are the same for all (the paper).
     """

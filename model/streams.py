@@ -8,8 +8,6 @@ Shape suffixes: B sequences, T tokens, D model width, K streams; streams side by
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
 from typing import Literal, Protocol
 
 from torch import Tensor, nn
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 from model.depth_config import DepthConfig
 from model.stream_coefficients import RoutedCoefficients, StaticCoefficients
 from model.stream_config import AltUpConfig, SingleStreamConfig
+from model.visit import Visit
 
 
 class ResidualStreams(Protocol):
@@ -34,11 +33,11 @@ class ResidualStreams(Protocol):
         """The streams, from embedding rows [B, T, table_copies * D]."""
         ...
 
-    def read(self, visit: int, x: Tensor) -> tuple[Tensor, Tensor]:
+    def read(self, visit: Visit, x: Tensor) -> tuple[Tensor, Tensor]:
         """What the layer of `visit` is given, [B, T, D], and what `write` is to be given."""
         ...
 
-    def write(self, visit: int, x: Tensor, y_BTD: Tensor) -> Tensor:
+    def write(self, visit: Visit, x: Tensor, y_BTD: Tensor) -> Tensor:
         """The streams after the visit, from what `read` gave and the layer's result, its own residuals included."""
         ...
 
@@ -55,10 +54,10 @@ class SingleStream(nn.Module):
     def enter(self, x_BTD: Tensor) -> Tensor:
         return x_BTD
 
-    def read(self, visit: int, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+    def read(self, visit: Visit, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         return x_BTD, x_BTD
 
-    def write(self, visit: int, x_BTD: Tensor, y_BTD: Tensor) -> Tensor:
+    def write(self, visit: Visit, x_BTD: Tensor, y_BTD: Tensor) -> Tensor:
         return y_BTD
 
     def leave(self, x_BTD: Tensor, norm: nn.Module) -> Tensor:
@@ -78,12 +77,10 @@ class AltUp(nn.Module):
 
     def __init__(self, config: AltUpConfig, depth: DepthConfig, d_model: int) -> None:
         super().__init__()
-        self.n_streams, self.compute_input = config.streams, config.compute_input
+        self.n_streams, self.compute_input, self.block = config.streams, config.compute_input, config.block
         self.table_copies = self.head_copies = 1 if config.kind == "recycled_altup" else config.streams
-        schedule = depth.schedule()
-        self.active = active_streams(schedule, config.streams, config.block)
-        self.sets = schedule if config.coefficients == "layer" else list(range(len(schedule)))
-        n_sets = max(self.sets) + 1
+        self.by_layer = config.coefficients == "layer"
+        n_sets = depth.n_layers if self.by_layer else depth.n_numbers()
         self.coefficients: StaticCoefficients | RoutedCoefficients = (
             RoutedCoefficients(n_sets, config.streams, d_model) if config.routed else StaticCoefficients(n_sets, config.streams)
         )
@@ -93,15 +90,15 @@ class AltUp(nn.Module):
         x_KBTD = x.expand(self.n_streams, *x.shape) if repeated else x.unflatten(-1, (self.n_streams, -1)).movedim(-2, 0)
         return x_KBTD.contiguous()  # or every layer would copy the stream it reads
 
-    def read(self, visit: int, x_KBTD: Tensor) -> tuple[Tensor, Tensor]:
-        active = self.active[visit]
-        predicted_KBTD = x_KBTD + self.coefficients.mix(self.sets[visit], x_KBTD, active)
+    def read(self, visit: Visit, x_KBTD: Tensor) -> tuple[Tensor, Tensor]:
+        active = active_stream(visit, self.n_streams, self.block)
+        predicted_KBTD = x_KBTD + self.coefficients.mix(self._set(visit), x_KBTD, active)
         source_KBTD = predicted_KBTD if self.compute_input == "predicted" else x_KBTD
         return source_KBTD[active], predicted_KBTD
 
-    def write(self, visit: int, predicted_KBTD: Tensor, y_BTD: Tensor) -> Tensor:
-        gain = self.coefficients.gain(self.sets[visit], y_BTD)
-        expected_BTD = predicted_KBTD[self.active[visit]]
+    def write(self, visit: Visit, predicted_KBTD: Tensor, y_BTD: Tensor) -> Tensor:
+        gain = self.coefficients.gain(self._set(visit), y_BTD)
+        expected_BTD = predicted_KBTD[active_stream(visit, self.n_streams, self.block)]
         # Not z + g (y - z): in this order g = 1 gives an active stream, and all equal streams, the bits of y.
         return y_BTD + (predicted_KBTD - expected_BTD) + gain * (y_BTD - expected_BTD)
 
@@ -111,24 +108,20 @@ class AltUp(nn.Module):
             return norm(x_KBTD[0] + (x_KBTD - x_KBTD[0]).mean(dim=0))
         return norm(x_KBTD).movedim(0, -2).flatten(-2)
 
+    def _set(self, visit: Visit) -> int:
+        return visit.layer if self.by_layer else visit.number
 
-def active_streams(schedule: Sequence[int], n_streams: int, block: Literal["alternating", "by_visit", "same"]) -> list[int]:
-    """The active stream of every visit of a depth schedule.
 
-    same: stream 0. by_visit: visit mod K, the paper's rule for distinct layers; where K divides the group of a cycle it ties
+def active_stream(visit: Visit, n_streams: int, block: Literal["alternating", "by_visit", "same"]) -> int:
+    """The stream that a visit computes.
+
+    same: stream 0. by_visit: its number mod K, the paper's rule for distinct layers; where K divides the group of a cycle it ties
     every shared layer to one stream. alternating: (layer + times it was visited before) mod K, which is the paper's rule in
     a model without repeats, and takes a layer visited K times or more through all streams in either order.
     """
     if block == "same":
-        return [0] * len(schedule)
-    if block == "by_visit":
-        return [visit % n_streams for visit in range(len(schedule))]
-    seen: Counter[int] = Counter()
-    active = []
-    for layer in schedule:
-        active.append((layer + seen[layer]) % n_streams)
-        seen[layer] += 1
-    return active
+        return 0
+    return (visit.number if block == "by_visit" else visit.layer + visit.repeat) % n_streams
 
 
 def build_streams(residual: SingleStreamConfig | AltUpConfig, depth: DepthConfig, d_model: int) -> SingleStream | AltUp:

@@ -44,8 +44,8 @@ class SwitchHead(QueryKeyAttention):
     def forward(self, data_BTD: Tensor, n_BTD: Tensor, where: Positions, visit: Visit) -> tuple[Tensor, Statistics]:
         """Attention of `n_BTD` (queries, keys, routers) with values read from `data_BTD`: y [B, T, D] and the routers' statistics."""
         record = visit.record
-        value_routing = self.value_router(n_BTD, record)
-        output_routing = self.output_router(n_BTD, record)
+        value_routing = self.value_router(n_BTD, record, visit.repeat)
+        output_routing = self.output_router(n_BTD, record, visit.repeat)
         value = self._run(self._values, data_BTD.flatten(0, 1), value_routing, record, "attention.value.exchange")
         value_BTHd = value.view(*data_BTD.shape[:2], self.n_heads, self.d_head)
         attended_BTHd = self.attend(n_BTD, value_BTHd, where, visit.cache)

@@ -15,11 +15,15 @@ class Visit:
     Attributes:
         cache: keys and values of this visit's earlier tokens, extended by this pass; None where nothing is decoded.
         record: what was chosen, filled when empty, obeyed when not.
-        number: place in the depth schedule.
+        number: of the visit, the same whatever the repeats of a pass (`model.depth_config.Place`).
         repeat: how many times the layer was visited before.
+        layer: which of the distinct layers.
+        repeats: how many times this pass goes through the group.
     """
 
     cache: VisitCache | None = None
     record: Record = field(default_factory=dict)
     number: int = 0
     repeat: int = 0
+    layer: int = 0
+    repeats: int = 1

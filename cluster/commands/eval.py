@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=16, help="windows at a time; the result does not depend on it (default: 16)")
     parser.add_argument("--protocol", default="tail", metavar="NAME", help="tail (default), paper_table or paper_figure")
     parser.add_argument("--max-windows", type=int, metavar="N", help="only the first N windows of a source")
+    parser.add_argument("--repeats", type=int, metavar="N", help="go N times through the repeated layers (default: as trained)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     from cluster.errors import ClusterError
     from distributed.run_folder import RunFolder
 
-    for option, value in (("--batch", args.batch), ("--max-windows", args.max_windows)):
+    for option, value in (("--batch", args.batch), ("--max-windows", args.max_windows), ("--repeats", args.repeats)):
         if value is not None and value < 1:
             raise ClusterError(f"{option} is {value}; it must be 1 or more")
     folder = RunFolder.existing(args.name)
@@ -37,8 +38,9 @@ def run(args: argparse.Namespace) -> int:
 
     console = Console()
     with console.status("evaluating"):
-        figures = evaluate_run(folder, args.step, args.batch, args.protocol, args.max_windows)
-    console.print(f"run {figures['run']} at step {figures['step']}, held-out, protocol {figures['protocol']}", highlight=False)
+        figures = evaluate_run(folder, args.step, args.batch, args.protocol, args.max_windows, args.repeats)
+    which = f"held-out, protocol {figures['protocol']}, repeats {figures['repeats']}"
+    console.print(f"run {figures['run']} at step {figures['step']}, {which}", highlight=False)
     console.print(_table(figures))
     return 0
 

@@ -12,6 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new", type=int, default=128, help="tokens to add (default: 128)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default: 0.8)")
     parser.add_argument("--top-k", type=int, default=50, help="draw among so many likeliest tokens; 0: all (default: 50)")
+    parser.add_argument("--repeats", type=int, metavar="N", help="go N times through the repeated layers (default: as trained)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
 
 
@@ -24,11 +25,13 @@ def run(args: argparse.Namespace) -> int:
         ("--max-new", args.max_new < 1, "1 or more"),
         ("--temperature", args.temperature < 0, "0 or more"),
         ("--top-k", args.top_k < 0, "0 or more"),
+        ("--repeats", args.repeats is not None and args.repeats < 1, "1 or more"),
     ):
         if wrong:
             raise ClusterError(f"{option} must be {need}")
     folder = RunFolder.existing(args.name)
     from distributed.generate import generate_text
 
-    print(generate_text(folder, args.prompt, args.max_new, args.temperature, args.top_k or None, args.seed))
+    sampling = (args.max_new, args.temperature, args.top_k or None, args.seed)
+    print(generate_text(folder, args.prompt, *sampling, repeats=args.repeats))
     return 0

@@ -73,6 +73,8 @@ MISTAKES = [
     (["eval", "nope"], "there is no run 'nope'"),
     (["generate", "nope"], "there is no run 'nope'"),
     (["generate", "nope", "--temperature", "-1"], "--temperature must be 0 or more"),
+    (["generate", "nope", "--repeats", "0"], "--repeats must be 1 or more"),
+    (["eval", "nope", "--repeats", "0"], "--repeats is 0; it must be 1 or more"),
     (["submit", "--nodes", "0"], "--nodes is 0"),
     (["bench", "nosuch"], "unknown benchmark 'nosuch'"),
 ]

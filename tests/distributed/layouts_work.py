@@ -63,7 +63,7 @@ def train(
         total = 0.0
         batches = micro_batches(list(range(GLOBAL_BATCH)), topology.world, topology.rank, micro)
         for number, ids in enumerate(batches):
-            records = replay.records(step, ids, CONFIG.depth.n_visits)
+            records = replay.records(step, ids, CONFIG.depth.made())
             loss, made = share_of_loss(engine.module, tokens(ids, step), records)
             replay.keep(step, ids, made)
             engine.backward(loss, last=number == len(batches) - 1)

@@ -80,7 +80,7 @@ def train(
     """
     hand = HandClock()
     clock = StepClock(topology.device, HostTimeline(hand))
-    metrics = Metrics(run, recipe(topology.expert_parallel, move=move), topology, 1000.0, [N_EXPERTS] * 2, start, clock)
+    metrics = Metrics(run, recipe(topology.expert_parallel, move=move), topology, [N_EXPERTS] * 2, start, clock)
     for step in range(start + 1, stop + 1):
         with clock.part("forward"):
             hand.seconds += (topology.rank + 1) / 2
@@ -88,7 +88,7 @@ def train(
                 hand.seconds += (topology.rank + 1) / 2
         metrics.observe(SimpleNamespace(loads=loads(topology.rank)), TOKENS)
         share = torch.tensor(float("nan") if step == skip else step / topology.world)
-        metrics.step(step, share, share / 10, grad_norm=step / 2, lr=1e-3, tokens=TOKENS * topology.world, skipped=step == skip)
+        metrics.step(step, share, share / 10, grad_norm=step / 2, lr=1e-3, tokens=TOKENS * topology.world, repeats=2, skipped=step == skip)
     metrics.log(stop)
     metrics.validation(stop, {"python": 2.0})
     metrics.close()

@@ -120,11 +120,11 @@ def first_gap(home: Path, run: Path, undisturbed: Path) -> float:
     ids = samples(home, "undisturbed")
     readers = [ChoiceReader(folder / "choices", torch.device("cpu")) for folder in (run, undisturbed)]
     for step in range(STEPS):
-        both = [reader.records(step, ids[step], VISITS) for reader in readers]
+        both = [reader.records(step, ids[step], [True] * VISITS) for reader in readers]
         if not differing(*both):
             continue
         for sample in ids[step]:
-            mine, theirs = (reader.records(step, [sample], VISITS) for reader in readers)
+            mine, theirs = (reader.records(step, [sample], [True] * VISITS) for reader in readers)
             for visit, name in differing(mine, theirs):
                 return gap(undisturbed, step, sample, theirs, visit, name, mine[visit][name], theirs[visit][name])
     return 0.0
@@ -140,7 +140,7 @@ def made_up_gap(home: Path, undisturbed: Path) -> float:
     """What `gap` says where the first token takes some other expert in place of its best."""
     step, visit, name = 20, 1, "feed_forward"
     sample = samples(home, "undisturbed")[step][0]
-    records = ChoiceReader(undisturbed / "choices", torch.device("cpu")).records(step, [sample], VISITS)
+    records = ChoiceReader(undisturbed / "choices", torch.device("cpu")).records(step, [sample], [True] * VISITS)
     assert records is not None
     other = records[visit][name]
     others = [sorted(set(range(N_EXPERTS)) - set(other[0].tolist()))[0], *other[0].tolist()[1:]]

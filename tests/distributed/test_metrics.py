@@ -143,9 +143,9 @@ def test_a_model_without_experts(run: RunFolder) -> None:
     from distributed.metrics import Metrics
 
     clock = StepClock(torch.device("cpu"))
-    metrics = Metrics(run, recipe(), lone(), 1000.0, [], 0, clock, epoch_of=lambda step: step / 4)
+    metrics = Metrics(run, recipe(), lone(), [], 0, clock, epoch_of=lambda step: step / 4)
     metrics.observe(SimpleNamespace(loads=[]), TOKENS)
-    metrics.step(1, torch.tensor(1.0), torch.tensor(0.0), grad_norm=1.0, lr=1.0, tokens=TOKENS)
+    metrics.step(1, torch.tensor(1.0), torch.tensor(0.0), grad_norm=1.0, lr=1.0, tokens=TOKENS, repeats=2)
     metrics.log(1)
     metrics.close()
     assert metrics.figures["load"] == {}

@@ -55,7 +55,7 @@ def write(folder: Path, step: int, layout: list[list[list[int]]], n_experts: int
 
 
 def assert_gives(reader: ChoiceReader, step: int, ids: list[int], n_experts: int = 300) -> None:
-    found = reader.records(step, ids, VISITS)
+    found = reader.records(step, ids, [True] * VISITS)
     assert found is not None
     for visit, expected in enumerate(records_of(ids, n_experts)):
         assert set(found[visit]) == {"feed_forward", "attention.value"}
@@ -83,14 +83,14 @@ def test_choices_take_the_smallest_type(tmp_path: Path, n_experts: int, dtype: t
     writer.keep(0, [1], records)
     (path,) = tmp_path.glob("step-*/*.safetensors")
     assert load_file(path)["visit-0000/feed_forward"].dtype == dtype
-    found = ChoiceReader(tmp_path, CPU).records(0, [1], VISITS)
+    found = ChoiceReader(tmp_path, CPU).records(0, [1], [True] * VISITS)
     assert found is not None
     assert int(found[0]["feed_forward"][0, 0]) == n_experts - 1
 
 
 def test_empty_micro_batch_gets_choices_of_no_tokens(tmp_path: Path) -> None:
     write(tmp_path, 0, [[[1, 2]], [[]]])
-    found = ChoiceReader(tmp_path, CPU).records(0, [], VISITS)
+    found = ChoiceReader(tmp_path, CPU).records(0, [], [True] * VISITS)
     assert found is not None
     assert found[0]["feed_forward"].shape == (0, 4)
     assert found[0]["attention.value"].shape == (0, 2, 2)
@@ -107,12 +107,25 @@ def test_missing_choices_are_named(tmp_path: Path) -> None:
     write(tmp_path, 5, [[[1, 2]]])
     reader = ChoiceReader(tmp_path, CPU)
     with pytest.raises(RunError, match="step 6 was not recorded"):
-        reader.records(6, [1], VISITS)
+        reader.records(6, [1], [True] * VISITS)
     with pytest.raises(RunError, match="step 5 has no choices for sample 9"):
-        reader.records(5, [1, 9], VISITS)
+        reader.records(5, [1, 9], [True] * VISITS)
     for visits in (1, 3):
-        with pytest.raises(RunError, match=f"recorded with 2 visits, the model has {visits}"):
-            reader.records(5, [1], visits)
+        with pytest.raises(RunError, match=f"recorded with 2 visits, the model makes {visits}"):
+            reader.records(5, [1], [True] * visits)
+
+
+def test_visits_that_are_not_made_have_empty_records(tmp_path: Path) -> None:
+    made = [True, False, True]
+    writer = ChoiceWriter(tmp_path, 0, 1)
+    first, last = records_of([1])
+    writer.keep(0, [1], [first, {}, last])
+    reader = ChoiceReader(tmp_path, CPU)
+    found = reader.records(0, [1], made)
+    assert found is not None and [bool(record) for record in found] == made
+    assert torch.equal(found[2]["feed_forward"], last["feed_forward"])
+    with pytest.raises(RunError, match="recorded with 2 visits, the model makes 3"):
+        reader.records(0, [1], [True] * 3)
 
 
 def test_damaged_file_is_refused(tmp_path: Path) -> None:
@@ -120,7 +133,7 @@ def test_damaged_file_is_refused(tmp_path: Path) -> None:
     (path,) = tmp_path.glob("step-*/*.safetensors")
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(RunError, match="damaged"):
-        ChoiceReader(tmp_path, CPU).records(0, [1], VISITS)
+        ChoiceReader(tmp_path, CPU).records(0, [1], [True] * VISITS)
 
 
 def test_half_written_file_is_not_read(tmp_path: Path) -> None:
@@ -172,7 +185,7 @@ def test_run_without_choices_is_refused(home: Path) -> None:
 def test_off_leaves_choices_to_the_routers(home: Path) -> None:
     replay = open_replay(RouterConfig(), RunFolder.named("any"), ALONE)
     assert isinstance(replay, NoReplay)
-    assert replay.records(0, [1], VISITS) is None
+    assert replay.records(0, [1], [True] * VISITS) is None
     replay.keep(0, [1], records_of([1]))
     assert list(home.iterdir()) == []
 
@@ -180,6 +193,6 @@ def test_off_leaves_choices_to_the_routers(home: Path) -> None:
 def test_record_writes_into_the_run(home: Path) -> None:
     run = RunFolder.named("recorded")
     replay = open_replay(RouterConfig(replay="record"), run, ALONE)
-    assert replay.records(4, [1, 2], VISITS) is None
+    assert replay.records(4, [1, 2], [True] * VISITS) is None
     replay.keep(4, [1, 2], records_of([1, 2]))
     assert_gives(ChoiceReader(run.choices, CPU), 4, [2, 1])

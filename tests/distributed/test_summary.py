@@ -32,11 +32,11 @@ def finished_metrics(run: RunFolder) -> Metrics:
     import torch
 
     hand = HandClock()
-    metrics = Metrics(run, recipe(), lone(), 1000.0, [7, 7], 0, StepClock(torch.device("cpu"), HostTimeline(hand)))
+    metrics = Metrics(run, recipe(), lone(), [7, 7], 0, StepClock(torch.device("cpu"), HostTimeline(hand)))
     for step in range(1, STEPS + 1):
         hand.seconds += 1.0 if step < STEPS else 4.0
         metrics.observe(SimpleNamespace(loads=loads(0)), TOKENS)
-        metrics.step(step, torch.tensor(3.0), torch.tensor(0.0), grad_norm=1.0, lr=1.0, tokens=TOKENS)
+        metrics.step(step, torch.tensor(3.0), torch.tensor(0.0), grad_norm=1.0, lr=1.0, tokens=TOKENS, repeats=2)
         if step > 1:
             metrics.log(step)
     metrics.close()

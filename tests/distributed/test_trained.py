@@ -25,6 +25,9 @@ from distributed.recipe import Recipe
 from distributed.recipe_file import check_recipe
 from distributed.run_folder import RunFolder, data_folder
 from distributed.trained import load_trained
+from model.config import ModelConfig
+from model.errors import ModelError
+from model.moeut import MoEUT
 
 CPU = torch.device("cpu")
 
@@ -137,6 +140,27 @@ def test_part_of_a_source_has_no_bits_per_byte(run: RunFolder) -> None:
     result = evaluate_run(run, max_windows=2)
     assert result["total"]["windows"] == 4
     assert "bits_per_byte" not in result["total"]
+
+
+def test_repeats_are_chosen_at_evaluation_and_reported(run: RunFolder) -> None:
+    found = load_trained(run)
+    windows = Windows(data_folder(found.recipe), "held_out", "hills")
+    nats = {}
+    for repeats in (1, 2, 5):
+        result = evaluate_run(run, repeats=repeats)
+        fields = found.recipe.model.model_dump()
+        fields["depth"]["repeats"] = repeats
+        model = MoEUT(ModelConfig.model_validate(fields))
+        model.load_state_dict(found.model.state_dict())
+        assert result["repeats"] == repeats
+        assert result["sources"]["hills"]["nats"] == held_out_loss(model, windows, 16, CPU)["nats"]
+        nats[repeats] = result["total"]["nats"]
+    assert evaluate_run(run)["repeats"] == 2 and evaluate_run(run)["total"]["nats"] == nats[2]
+    assert len(set(nats.values())) == 3
+    texts = {generate_text(run, "the sea", max_new=12, temperature=0.0, top_k=None, seed=0, repeats=repeats) for repeats in (None, 2, 5)}
+    assert len(texts) == 2
+    with pytest.raises(ModelError, match="repeats is 0; give 1 or more"):
+        evaluate_run(run, repeats=0)
 
 
 def test_the_same_seed_writes_the_same_text(run: RunFolder) -> None:

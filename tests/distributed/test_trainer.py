@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 from pool import Pool
+from safetensors.torch import load_file
 from small_run import recipe_values, write_corpus
 from trainer_work import losses
 
 from distributed.checkpoint import checkpoint_path, read_manifest
+from model.repeats import UniformRepeats
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +59,37 @@ def test_a_run_with_peer_in_one_layer_resumes_with_equal_bits(home: Path, pool: 
     assert run(pool, home, values | {"name": "peer_stopped"}, None, resume=True, ranks=1) == ["finished"]
     assert state(home, "peer_stopped", 4) == state(home, "peer", 4)
     assert losses(str(home), "peer_stopped") == losses(str(home), "peer")
+
+
+def test_sampled_repeats_are_those_of_the_step_on_all_ranks_and_after_a_resume(home: Path, pool: Pool) -> None:
+    """With everything that visits may have of their own, a truncated backward and experts on two ranks."""
+    values = recipe_values(home, steps=6)
+    depth = {
+        "repeats": 2,
+        "coda": 1,
+        "sample": {"kind": "uniform", "max": 3},
+        "per_visit": ["router", "norm", "embedding", "residual_scale"],
+        "backprop_repeats": 2,
+    }
+    values["model"]["depth"] |= depth
+    values |= {"router": {"replay": "record"}}
+    assert run(pool, home, values | {"name": "sampled"}, None) == ["finished"] * 2
+    assert run(pool, home, values | {"name": "sampled_stopped"}, 3) == ["stopped"] * 2
+    assert run(pool, home, values | {"name": "sampled_stopped"}, None, resume=True) == ["finished"] * 2
+    assert state(home, "sampled_stopped", 6) == state(home, "sampled", 6)
+    drawn = [UniformRepeats(max=3).draw(values["seed"], step) for step in range(6)]
+    assert len(set(drawn)) == 3
+    for name in ("sampled", "sampled_stopped"):
+        lines = (home / "runs" / name / "metrics.jsonl").read_text().splitlines()
+        logged = [line for line in map(json.loads, lines) if "loss" in line]
+        assert [line["repeats"] for line in logged] == drawn
+        assert [sum(dead < 1 for dead in line["load"]["dead_share_by_visit"]) for line in logged] == [2 * repeats + 1 for repeats in drawn]
+    for step, repeats in enumerate(drawn):
+        files = list((home / "runs" / "sampled" / "choices" / f"step-{step:08d}").glob("*.safetensors"))
+        assert {len({key.split("/")[0] for key in load_file(file)} - {"ids"}) for file in files} == {2 * repeats + 1}
+    replayed = values | {"name": "sampled_replayed", "router": {"replay": "use", "choices": "sampled"}}
+    assert run(pool, home, replayed | {"expert_parallel": {"size": 2, "move": "weights"}}, None) == ["finished"] * 2
+    assert losses(str(home), "sampled_replayed") == pytest.approx(losses(str(home), "sampled"), rel=1e-5)
 
 
 def test_with_weights_moving_the_losses_are_the_same_and_so_are_the_bits_of_a_resumed_run(home: Path, pool: Pool) -> None:

@@ -18,6 +18,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning"),  # the sigmoid of masked logits is 0
 ]
 ONE_VISIT: dict[str, Any] = {"depth": {"group": 1, "repeats": 1}}
+OWN_VISITS: dict[str, Any] = {"depth": {"group": 1, "repeats": 2, "per_visit": ["router", "norm", "embedding", "residual_scale"]}}
 
 
 def counted(reads: list[bool], original: Callable[..., Any]) -> Callable[..., Any]:
@@ -33,18 +34,22 @@ def counted(reads: list[bool], original: Callable[..., Any]) -> Callable[..., An
 ALL = (expert_mlp, norm_read, routed_linear, router, wide_linear)
 
 
-@pytest.mark.parametrize("norm, rooms", [("peri", ALL), ("pre", (norm_read,))])
-def test_a_model_on_its_kernels_is_the_model(norm: str, rooms: tuple[ModuleType, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "norm, depth, rooms", [("peri", ONE_VISIT, ALL), ("pre", ONE_VISIT, (norm_read,)), ("peri", OWN_VISITS, (norm_read, wide_linear))]
+)
+def test_a_model_on_its_kernels_is_the_model(
+    norm: str, depth: dict[str, Any], rooms: tuple[ModuleType, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same choices, the loss's every gradient to 1e-5."""
-    model, tokens_BT = tiny_model(torch.float32, **{**KINDS[norm], **ONE_VISIT}), tiny_tokens(1, 3)
-    records, on_kernels = [dict[str, Any]()], [dict[str, Any]()]
+    model, tokens_BT = tiny_model(torch.float32, **{**KINDS[norm], **depth}), tiny_tokens(1, 3)
+    records, on_kernels = ([dict[str, Any]() for _ in range(model.config.depth.n_visits)] for _ in range(2))
     expected = gradients(model, tokens_BT, records=records)
     for room in rooms:
         monkeypatch.setattr(room, "runs_triton", lambda x: True)
     reads: list[bool] = []
     monkeypatch.setattr(norm_read_triton, "norm_read_triton", counted(reads, norm_read_triton.norm_read_triton))
     found = gradients(model, tokens_BT, records=on_kernels)
-    assert reads == [False, True]
+    assert reads == [False, True] * len(records)
     for name in ("attention.value", "attention.output", "feed_forward"):
         assert torch.equal(on_kernels[0][name], records[0][name])
     assert found.keys() == expected.keys()

@@ -20,16 +20,16 @@ def test_decoding_by_pieces_equals_the_full_forward(kind: str, dtype: torch.dtyp
     with torch.no_grad():
         expected = model(tokens_BT).logits
         for pieces in ([1] * 14, [5, 1, 1, 4, 3]):
-            cache = KVCache(len(model.schedule))
+            cache = KVCache(model.config.depth.n_numbers())
             logits = torch.cat([model(piece, cache=cache).logits for piece in tokens_BT.split(pieces, dim=1)], dim=1)
             assert relative(logits, expected) <= bar
             assert cache.length == 14
-            assert all(visit.length == 14 for visit in cache.visits)
+            assert [visit.length for visit in cache.visits] == [14 * made for made in model.config.depth.made()]
 
 
 def test_a_shared_layer_has_a_cache_a_visit() -> None:
     model = tiny_model()
-    cache = KVCache(len(model.schedule))
+    cache = KVCache(model.config.depth.n_numbers())
     with torch.no_grad():
         model(tiny_tokens(1, 4), cache=cache)
         one = torch.zeros(1, 2, 1, 13, dtype=torch.float64)

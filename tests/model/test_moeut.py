@@ -52,7 +52,7 @@ def test_logits_do_not_feel_the_scale_of_the_embedding() -> None:
 
 
 @pytest.mark.parametrize("recompute", ["experts", "visit"])
-@pytest.mark.parametrize("kind", ["peri", "gated_expert", "post", "dense", "topk", "pkm", "pkm_halves", "pkm_dense", "peer"])
+@pytest.mark.parametrize("kind", ["peri", "gated_expert", "post", "dense", "topk", "pkm", "pkm_halves", "pkm_dense", "peer", "per_visit"])
 def test_recomputation_changes_nothing(kind: str, recompute: str) -> None:
     tokens_BT = tiny_tokens()
     plain, again = tiny_model(**KINDS[kind]), tiny_model(recompute=recompute, **KINDS[kind])

@@ -17,7 +17,8 @@ from model.depth_config import DepthConfig
 from model.errors import ModelError
 from model.moeut import MoEUT
 from model.stream_config import AltUpConfig
-from model.streams import AltUp, active_streams
+from model.streams import AltUp, active_stream
+from model.visit import Visit
 
 KINDS = ["altup", "recycled_altup"]
 SAMENESS = [
@@ -37,6 +38,11 @@ def _altup(n_visits: int = 4, width: int = 7, **fields: Any) -> AltUp:
     return streams
 
 
+def _visit(number: int) -> Visit:
+    """Of a model without repeats."""
+    return Visit(number=number, layer=number)
+
+
 def _drawn(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape)))
 
@@ -50,8 +56,8 @@ def test_a_visit_is_its_equations(compute_input: str) -> None:
         predicted = [sum(p_KK[i, k] * x_KBTD[k] for k in range(3)) for i in range(3)]
         y_BTD = torch.tanh(predicted[active] if compute_input == "predicted" else x_KBTD[active])
         expected = [predicted[i] + g_K[i] * (y_BTD - predicted[active]) for i in range(3)]
-        read_BTD, between = streams.read(visit, x_KBTD)
-        x_KBTD = streams.write(visit, between, torch.tanh(read_BTD))
+        read_BTD, between = streams.read(_visit(visit), x_KBTD)
+        x_KBTD = streams.write(_visit(visit), between, torch.tanh(read_BTD))
         assert relative(x_KBTD, torch.stack(expected)) <= 1e-14
 
 
@@ -61,7 +67,7 @@ def test_the_active_stream_becomes_the_layers_result() -> None:
     with torch.no_grad():
         streams.coefficients.correct.zero_()
     for visit, active in enumerate([0, 1, 2, 0]):
-        after_KBTD = streams.write(visit, streams.read(visit, x_KBTD)[1], y_BTD)
+        after_KBTD = streams.write(_visit(visit), streams.read(_visit(visit), x_KBTD)[1], y_BTD)
         assert [torch.equal(after_BTD, y_BTD) for after_BTD in after_KBTD] == [stream == active for stream in range(3)]
 
 
@@ -72,8 +78,8 @@ class _TwoVisits(torch.nn.Module):
 
     def forward(self, x_KBTD: Tensor) -> Tensor:
         for visit in (1, 2):
-            read_BTD, between = self.streams.read(visit, x_KBTD)
-            x_KBTD = self.streams.write(visit, between, torch.sin(read_BTD))
+            read_BTD, between = self.streams.read(_visit(visit), x_KBTD)
+            x_KBTD = self.streams.write(_visit(visit), between, torch.sin(read_BTD))
         return x_KBTD
 
 
@@ -105,9 +111,9 @@ def _agree(ours: AltUp, theirs: Any, dtype: torch.dtype, bar: float) -> None:
     """Predict and correct apart, at visit 1, whose active stream is the second."""
     x_KBTD, y_BTD = _drawn(3, 2, 5, 24).to(dtype), _drawn(2, 5, 24).to(dtype)
     with torch.no_grad():
-        _, predicted_KBTD = ours.read(1, x_KBTD)
+        _, predicted_KBTD = ours.read(_visit(1), x_KBTD)
         assert relative(predicted_KBTD, theirs.predict(x_KBTD)) <= bar
-        assert relative(ours.write(1, predicted_KBTD, y_BTD), theirs.correct(predicted_KBTD, y_BTD)) <= bar
+        assert relative(ours.write(_visit(1), predicted_KBTD, y_BTD), theirs.correct(predicted_KBTD, y_BTD)) <= bar
 
 
 def test_constant_coefficients_are_gemma_3n_with_a_constant_router(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +187,7 @@ def test_recycled_is_plain_with_tied_tables() -> None:
 def test_visits_of_a_layer_may_share_coefficients() -> None:
     residual = {"kind": "altup", "streams": 2}
     shared, own = tiny_model(residual={**residual, "coefficients": "layer"}), tiny_model(residual=residual)
-    state, of_visit = shared.state_dict(), shared.schedule
+    state, of_visit = shared.state_dict(), shared.config.depth.schedule()
     for name in ("streams.coefficients.predict", "streams.coefficients.correct"):
         state[name] = state[name][of_visit]
     own.load_state_dict(state)
@@ -197,16 +203,18 @@ def test_visits_of_a_layer_may_share_coefficients() -> None:
 def test_streams_that_a_shared_layer_meets(group: int, streams: int, order: Any) -> None:
     """All of them; by unrolled index in a cycle only K / gcd(G, K)."""
     by_visit = {(1, 2): 2, (2, 2): 1, (2, 4): 2, (3, 2): 2, (4, 2): 1, (6, 4): 2}[group, streams]
-    schedule = DepthConfig(prelude=1, group=group, repeats=5, coda=1, order=order).schedule()
+    visits = DepthConfig(prelude=1, group=group, repeats=5, coda=1, order=order).visits()
     for block, expected in (("alternating", streams), ("same", 1), ("by_visit", by_visit if order == "cycle" else streams)):
-        active = active_streams(schedule, streams, block)
-        met = {layer: {stream for of, stream in zip(schedule, active, strict=True) if of == layer} for layer in range(1, group + 1)}
+        met: dict[int, set[int]] = {}
+        for number, layer, repeat in visits[1:-1]:
+            met.setdefault(layer, set()).add(active_stream(Visit(number=number, repeat=repeat, layer=layer), streams, block))
         assert {len(found) for found in met.values()} == {expected}, block
 
 
 def test_without_repeats_streams_alternate() -> None:
-    schedule = DepthConfig(group=7, repeats=1).schedule()
-    assert active_streams(schedule, 3, "alternating") == active_streams(schedule, 3, "by_visit") == [0, 1, 2, 0, 1, 2, 0]
+    visits = [Visit(number=number, layer=number) for number in range(7)]
+    for block in ("alternating", "by_visit"):
+        assert [active_stream(visit, 3, block) for visit in visits] == [0, 1, 2, 0, 1, 2, 0]
 
 
 @pytest.mark.parametrize("coefficients", ["visit", "layer"])

@@ -38,6 +38,14 @@ KINDS: dict[str, dict[str, Any]] = {
         "feed_forward_at": {1: {"kind": "peer", "n_keys": 6, "heads": 3, "top_k": 5, "d_key": 10}},
     },
     "prelude_and_coda": {"depth": {"prelude": 1, "group": 2, "repeats": 2, "coda": 1, "order": "loop"}},
+    "per_visit": {
+        "depth": {"group": 2, "repeats": 2, "coda": 1, "per_visit": ["router", "norm", "embedding", "residual_scale"]},
+        "residual": {"kind": "altup", "streams": 2},
+    },
+    "sampled": {
+        "norm": "pre",
+        "depth": {"prelude": 1, "repeats": 2, "sample": {"kind": "uniform", "max": 3}, "per_visit": ["router"], "backprop_repeats": 1},
+    },
 }
 
 
@@ -47,12 +55,12 @@ def tiny_config(**changes: Any) -> ModelConfig:
 
 
 def tiny_model(dtype: torch.dtype = torch.float64, seed: int = 1, recompute: Any = "none", **changes: Any) -> MoEUT:
-    """A drawn model whose norms and stream coefficients were moved off their starting values, so that a missing one shows."""
+    """A drawn model whose norms, stream coefficients and depth switches were moved off their starts, so that a missing one shows."""
     model = MoEUT(tiny_config(**changes), recompute=recompute).init_parameters(seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" in name or "bias" in name or name.startswith("streams."):
+            if "norm" in name or "bias" in name or name.startswith("streams.") or ".depth." in name:
                 parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
     return model.to(dtype)
 
