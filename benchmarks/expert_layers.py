@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from distributed.exchange import TokenExchange
 from distributed.topology import Topology
 from model.exchange import LocalExchange
-from model.feed_forward import SigmaMoE
+from model.feed_forward import RoutedFeedForward
 from model.moe_config import SigmaMoEConfig
 from model.visit import Visit
 
@@ -53,7 +53,7 @@ def build_layers(setting: Setting, topology: Topology) -> dict[str, Layer]:
 
 def _ours(setting: Setting, topology: Topology, parts: int) -> Layer:
     exchange = TokenExchange(topology, parts) if topology.world > 1 else LocalExchange()
-    module = SigmaMoE(setting.d_model, setting.experts, exchange)
+    module = RoutedFeedForward(setting.d_model, setting.experts, exchange)
     generator = torch.Generator().manual_seed(1)  # the same router everywhere; what the banks hold changes no time
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=setting.d_model**-0.5, generator=generator)

@@ -28,8 +28,8 @@ from distributed.run_folder import RunFolder
 from distributed.topology import Topology
 from model.depth_config import DepthConfig
 from model.exchange import Exchange
-from model.feed_forward import SigmaMoE
-from model.moe_config import SigmaMoEConfig
+from model.feed_forward import RoutedFeedForward
+from model.moe_config import RoutedConfig
 from model.visit import Visit
 
 Move = Literal["tokens", "weights"]
@@ -47,7 +47,7 @@ class Load:
     micro_batches: int
     depth: DepthConfig
     d_model: int
-    experts: SigmaMoEConfig
+    experts: RoutedConfig
     dtype: torch.dtype
 
     def gathered_bytes(self) -> int:
@@ -74,7 +74,7 @@ def seconds_a_step(recipe: Recipe, topology: Topology, load: Load) -> dict[Move,
 def load_of(recipe: Recipe, topology: Topology) -> Load:
     """The load of the busiest rank of a run."""
     experts, train = recipe.model.feed_forward, recipe.train
-    assert isinstance(experts, SigmaMoEConfig)
+    assert isinstance(experts, RoutedConfig)
     shares = micro_batches(range(train.global_batch), topology.world, topology.world - 1, train.micro_batch)
     tokens = max(map(len, shares)) * recipe.data.seq_len
     dtype = choose_dtype(train.precision, topology.device)
@@ -129,17 +129,17 @@ def trial_seconds(exchange: Exchange, topology: Topology, load: Load) -> float:
     return load.micro_batches * load.depth.n_visits * visit + load.depth.n_layers * once
 
 
-def trial_layer(exchange: Exchange, topology: Topology, load: Load) -> tuple[SigmaMoE, Tensor]:
+def trial_layer(exchange: Exchange, topology: Topology, load: Load) -> tuple[RoutedFeedForward, Tensor]:
     """A layer with drawn weights, the same routers on all ranks, and tokens; the trainer's random state is left alone."""
     generator = torch.Generator().manual_seed(1)
-    layer = SigmaMoE(load.d_model, load.experts, exchange).eval()  # expert dropout would draw from the trainer's random state
+    layer = RoutedFeedForward(load.d_model, load.experts, exchange).eval()  # expert dropout would draw from the trainer's random state
     for parameter in layer.parameters():
         nn.init.normal_(parameter, std=load.d_model**-0.5, generator=generator)
     x_1TD = torch.randn(1, min(load.tokens, MOST_TOKENS), load.d_model, generator=generator)
     return layer.to(topology.device, load.dtype), x_1TD.to(topology.device, load.dtype).requires_grad_()
 
 
-def run_micro_batch(layer: SigmaMoE, x_1TD: Tensor, topology: Topology, last: bool) -> float:
+def run_micro_batch(layer: RoutedFeedForward, x_1TD: Tensor, topology: Topology, last: bool) -> float:
     """Seconds of some visits forward and backward, barrier to barrier."""
     _meet(topology)
     started = time.perf_counter()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from distributed import checkpoint, collectives
 from distributed.checkpoint import Checkpoint, Saver, Storage
 from distributed.checkpoint.fence import sees_fence
@@ -18,6 +20,7 @@ from distributed.errors import RunError
 from distributed.recipe import Recipe
 from distributed.run_folder import RunFolder
 from distributed.topology import Topology
+from distributed.world_rules import check_same_world
 from model.sharding import Box
 
 
@@ -26,11 +29,21 @@ class Persistence:
 
     Args:
         boxes: where every parameter lies in its global tensor.
+        buffers: state of the model that is no parameter, equal on all ranks, as live tensors.
         data_digest: names the prepared data set.
     """
 
-    def __init__(self, recipe: Recipe, run: RunFolder, topology: Topology, engine: Engine, boxes: dict[str, Box], data_digest: str) -> None:
-        self._recipe, self._run, self._topology, self._engine, self._boxes = recipe, run, topology, engine, boxes
+    def __init__(
+        self,
+        recipe: Recipe,
+        run: RunFolder,
+        topology: Topology,
+        engine: Engine,
+        boxes: dict[str, Box],
+        buffers: dict[str, Tensor],
+        data_digest: str,
+    ) -> None:
+        self._recipe, self._run, self._topology, self._engine, self._boxes, self._buffers = recipe, run, topology, engine, boxes, buffers
         self._data = {"digest": data_digest, "seed": recipe.data.seed, "global_batch": recipe.train.global_batch}
         self.storage = storage_of(recipe, run)
         self._saver: Saver | None = None
@@ -71,7 +84,7 @@ class Persistence:
         )
         if self._saver is None:
             raise RuntimeError("restore comes before the first save")
-        self._saver.save(step, self._engine.fragments(), {}, meta)
+        self._saver.save(step, self._engine.fragments(), self._buffers, meta)
 
     def settle(self) -> None:
         """Have copied what the last save is to hold; for every step, before the optimizer."""
@@ -139,12 +152,14 @@ class Persistence:
         return saver
 
     def _load(self, path: Checkpoint, same_data: bool) -> int:
-        manifest = checkpoint.load(path, self._engine.fragments(), self._boxes, {}, self._topology)
+        manifest = checkpoint.load(path, self._engine.fragments(), self._boxes, self._buffers, self._topology)
         if same_data and manifest.meta.data != self._data:
             raise RunError(
                 f"checkpoint {path} was made with data {manifest.meta.data}, the run now has {self._data}; "
                 "its samples would not be the same: restore the data set, or branch with ./launch.sh train --from"
             )
+        if same_data:
+            check_same_world(self._recipe, manifest.world, self._topology.world)
         self._engine.finish_load(manifest.meta.applied_steps)
         return manifest.step
 

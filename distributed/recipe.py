@@ -65,10 +65,15 @@ class ExpertParallelConfig(Strict):
 
 
 class RouterConfig(Strict):
-    """`replay: record` writes every expert choice of the run; `replay: use` takes them from `choices` (a run name)."""
+    """`replay: record` writes every expert choice of the run; `replay: use` takes them from `choices` (a run name).
+
+    `allow_micro_batch_scope`: statistics of routing may be of a micro-batch although the run may change its workers, and with them what
+    a micro-batch is.
+    """
 
     replay: Literal["off", "record", "use"] = "off"
     choices: str | None = None
+    allow_micro_batch_scope: bool = False
 
     @model_validator(mode="after")
     def _choices_given(self) -> RouterConfig:
@@ -164,6 +169,11 @@ class ClusterConfig(Strict):
             raise ValueError(f"{given}: they must not decrease in this order")
         return self
 
+    @property
+    def elastic(self) -> bool:
+        """Whether the run may go on with another number of workers than it began with."""
+        return not self.min_workers == self.workers == (self.max_workers or self.workers)
+
 
 class Recipe(Strict):
     """A whole run. `name` is the run's folder below `runs/`."""
@@ -180,6 +190,17 @@ class Recipe(Strict):
     logging: LoggingConfig = LoggingConfig()
     guard: GuardConfig = GuardConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _scopes_fit(self) -> Recipe:
+        allowed = self.router.allow_micro_batch_scope or not self.cluster.elastic
+        if not allowed and "micro_batch" in self.model.statistic_scopes():
+            raise ValueError(
+                f"model.feed_forward has statistics of scope 'micro_batch', which change with the workers, and the run may change them "
+                f"(cluster.workers={self.cluster.workers}, min_workers={self.cluster.min_workers}, max_workers="
+                f"{self.cluster.max_workers}): choose another scope, make these equal, or set router.allow_micro_batch_scope=true"
+            )
+        return self
 
     @model_validator(mode="after")
     def _vocabulary_fits(self) -> Recipe:

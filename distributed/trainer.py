@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -45,6 +45,8 @@ from distributed.roll_back import roll_back
 from distributed.run_folder import RunFolder, data_folder
 from distributed.schedule import learning_rate
 from distributed.skips import Skips
+from distributed.step_balance import StepBalance
+from distributed.step_moves import StepMoves
 from distributed.summary import build_summary, says_finished
 from distributed.topology import Topology, close_topology, init_topology
 from distributed.world_rules import check_world
@@ -102,7 +104,9 @@ class Trainer:
         self.document_end = self.windows.end_of_document if recipe.data.document_mask else None
         self.model = build_model(recipe, topology)
         self.engine = build_engine(self.model, recipe.train, topology)
-        self.persistence = Persistence(recipe, run, topology, self.engine, self.model.boxes(), self.manifest.digest)
+        buffers = dict(self.model.named_buffers())
+        self.persistence = Persistence(recipe, run, topology, self.engine, self.model.boxes(), buffers, self.manifest.digest)
+        self.balance, self.moves = StepBalance(self.model, topology, recipe.train.global_batch), StepMoves(self.model, topology)
         self.replay = open_replay(recipe.router, run, topology)
         self.step = 0
         self.held_out: dict[str, float] = {}
@@ -182,8 +186,9 @@ class Trainer:
 
     def _train_step(self, step: int, batches: list[MicroBatch]) -> tuple[Tensor, bool]:
         """Forward and backward over this rank's micro-batches, then one optimizer step: this rank's loss, and whether it was skipped."""
-        self._seed_dropout(step)
         self.model.train()
+        self._measure_balance(step, batches)
+        self._seed_dropout(step)
         loss = torch.zeros((), dtype=torch.float64, device=self.topology.device)
         balance = torch.zeros_like(loss)
         for number, batch in enumerate(batches):
@@ -193,6 +198,7 @@ class Trainer:
                 self.engine.backward(cross_entropy + balance_share, last=number == len(batches) - 1)
             loss += cross_entropy.detach()
             balance += balance_share.detach()
+            self.moves.observe(output)
             self.metrics.observe(output, len(batch.ids) * self.recipe.data.seq_len)
             if batch.damaged:
                 self.run.append_damaged(step + 1, batch.damaged)
@@ -202,6 +208,7 @@ class Trainer:
         with self.clock.part("optimizer"):
             rate = learning_rate(step, self.recipe.train)
             report = self.engine.step(rate)
+            self.moves.finish(report.skipped)
         self.metrics.step(step + 1, loss, balance, report.grad_norm, rate, self._tokens_per_step, self._repeats(step), report.skipped)
         return loss, report.skipped
 
@@ -210,15 +217,28 @@ class Trainer:
 
         Shares are divided by what the whole step holds, so over all micro-batches and ranks they add up to the mean.
         """
-        tokens_BT = tokens_BT.to(self.topology.device, non_blocking=True)
-        inputs_BT, targets_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
-        segments_BT = None if self.document_end is None else segments_of(inputs_BT, self.document_end)
-        repeats = self._repeats(step)
-        records = self.replay.records(step, ids, self.recipe.model.depth.made(repeats))
-        output = self.engine.module(inputs_BT, targets_BT=targets_BT, segments_BT=segments_BT, records=records, repeats=repeats)
+        records = self.balance.next_records() or self.replay.records(step, ids, self._made(step))
+        output = self.engine.module(**self._inputs(step, tokens_BT), records=records, step_means=self.balance.means)
         self.replay.keep(step, ids, output.records)
         cross_entropy = output.cross_entropy / self._tokens_per_step
         return output, cross_entropy, output.balance_B.sum() / self.recipe.train.global_batch
+
+    def _inputs(self, step: int, tokens_BT: Tensor) -> dict[str, Any]:
+        tokens_BT = tokens_BT.to(self.topology.device, non_blocking=True)
+        inputs_BT = tokens_BT[:, :-1]
+        segments_BT = None if self.document_end is None else segments_of(inputs_BT, self.document_end)
+        return {"tokens_BT": inputs_BT, "targets_BT": tokens_BT[:, 1:], "segments_BT": segments_BT, "repeats": self._repeats(step)}
+
+    def _measure_balance(self, step: int, batches: list[MicroBatch]) -> None:
+        """Where a regulariser is of the whole step: a forward over all of it first, with the random draws of the one to come."""
+        if not self.balance.looks_ahead(len(batches)):
+            return
+        self._seed_dropout(step)
+        made = self._made(step)
+        with self.clock.part("forward"), torch.no_grad():
+            self.balance.measure(
+                self.model(**self._inputs(step, batch.tokens_BT), records=self.replay.records(step, batch.ids, made)) for batch in batches
+            )
 
     @property
     def _tokens_per_step(self) -> int:
@@ -227,6 +247,10 @@ class Trainer:
     def _repeats(self, step: int) -> int:
         """How often a step goes through the group of layers: drawn from (seed, step) alone where it is drawn."""
         return self.recipe.model.depth.repeats_of_step(self.recipe.seed, step)
+
+    def _made(self, step: int) -> list[bool]:
+        """Of every visit that the model can make, whether this step makes it."""
+        return self.recipe.model.depth.made(self._repeats(step))
 
     def _seed_dropout(self, step: int) -> None:
         """Random draws depend on (seed, step, rank) alone, so a resumed step draws what it would have drawn."""

@@ -6,6 +6,19 @@ from distributed.errors import RunError
 from distributed.recipe import Recipe
 
 
+def check_same_world(recipe: Recipe, before: int, now: int) -> None:
+    """A run goes on with `now` workers after `before`.
+
+    Raises:
+        RunError: statistics of a micro-batch would be of other micro-batches, and the recipe does not allow it.
+    """
+    if before != now and "micro_batch" in recipe.model.statistic_scopes() and not recipe.router.allow_micro_batch_scope:
+        raise RunError(
+            f"the run had {before} workers and now has {now}, but its routing has statistics of scope 'micro_batch', which depend on that: "
+            f"set cluster.workers={before}"
+        )
+
+
 def check_world(recipe: Recipe, workers: int) -> None:
     """Faults that depend on how many workers there are.
 

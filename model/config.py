@@ -11,16 +11,18 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from model.attention_config import DenseAttentionConfig, SwitchHeadConfig
+from model.balance_config import Scope
 from model.dense_config import DenseFeedForwardConfig, TopKConfig
 from model.depth_config import DepthConfig
-from model.moe_config import SigmaMoEConfig
+from model.moe_config import SBaseConfig, SigmaMoEConfig, SwitchConfig
 from model.product_key_config import PeerConfig, PKMConfig, PKMHalvesConfig
 from model.slot_config import Strict
 from model.stream_config import AltUpConfig, SingleStreamConfig
 
 Attention = Annotated[SwitchHeadConfig | DenseAttentionConfig, Field(discriminator="kind")]
 FeedForward = Annotated[
-    SigmaMoEConfig | DenseFeedForwardConfig | TopKConfig | PKMConfig | PKMHalvesConfig | PeerConfig, Field(discriminator="kind")
+    SigmaMoEConfig | SwitchConfig | SBaseConfig | DenseFeedForwardConfig | TopKConfig | PKMConfig | PKMHalvesConfig | PeerConfig,
+    Field(discriminator="kind"),
 ]
 Residual = Annotated[SingleStreamConfig | AltUpConfig, Field(discriminator="kind")]
 
@@ -75,3 +77,7 @@ class ModelConfig(Strict):
     def feed_forward_of(self, layer: int) -> FeedForward:
         """The slot of distinct layer `layer`."""
         return self.feed_forward_at.get(layer, self.feed_forward)
+
+    def statistic_scopes(self) -> set[Scope]:
+        """Over what the model's statistics of routing are taken."""
+        return self.feed_forward.statistic_scopes().union(*(slot.statistic_scopes() for slot in self.feed_forward_at.values()))

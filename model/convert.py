@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from model.attention_config import SwitchHeadConfig
+from model.balance_config import EntropyBalance
 from model.config import ModelConfig
 from model.depth_config import DepthConfig
 from model.errors import ModelError
@@ -35,6 +36,8 @@ _DEFAULTS: dict[str, Any] = {
     "entropy_reg": 0.01,
     "att_entropy_reg": 0.001,
 }
+# What the feed-forward slot may be beyond them: the official library's own form.
+_OFFICIAL_ROUTING = {"score": "sigmoid", "renormalise": False, "router_hidden": None, "balance": EntropyBalance()}
 _REQUIRED = ("n_tokens", "d_model", "n_layers", "n_heads", "ff_n_experts", "att_n_experts")
 
 _OUTER = {
@@ -171,6 +174,9 @@ def to_official_config(config: ModelConfig) -> dict[str, Any]:
         raise ModelError(f"attention.kind is '{attention.kind}'; the official library has switchhead only")
     if not isinstance(feed_forward, SigmaMoEConfig):
         raise ModelError(f"feed_forward.kind is '{feed_forward.kind}'; the official library has sigma_moe only")
+    for name, value in _OFFICIAL_ROUTING.items():
+        if getattr(feed_forward, name) != value:
+            raise ModelError(f"feed_forward.{name} is {getattr(feed_forward, name)!r}; the official library has {value!r} only")
     if config.residual.kind != "single":
         raise ModelError(f"residual.kind is '{config.residual.kind}'; the official library has single only")
     if config.norm != "peri":

@@ -1,4 +1,4 @@
-"""The feed-forward slot: sigma-MoE, and the dense baseline.
+"""The feed-forward slot: routed experts, and the dense baseline.
 
 Shape suffixes: B sequences, T tokens, D model width, F expert width, E experts.
 """
@@ -14,21 +14,21 @@ from model.bank import ExpertBank
 from model.dense_config import DenseFeedForwardConfig
 from model.exchange import Exchange, ExpertWork, run_experts
 from model.initialise import Constant, Normal, Rules, TruncatedNormal
-from model.moe_config import SigmaMoEConfig
-from model.router import Router
+from model.moe_config import RoutedConfig
+from model.scored_router import SlotRouter
 from model.visit import Visit
 
 
-class SigmaMoE(nn.Module):
-    """y = sum over the K best experts of sigmoid(score) * relu(x up) down (arXiv 2405.16039 eq. 1-3), no biases.
+class RoutedFeedForward(nn.Module):
+    """y = sum over the K chosen experts of weight * relu(x up) down, no biases; sigma-MoE's weight: arXiv 2405.16039 eq. 1-3.
 
-    Banks `up` [E, D, F] and `down` [E, F, D], router [E, D]. `recompute` keeps no hidden activations for the backward.
+    Banks `up` [E, D, F] and `down` [E, F, D]. `recompute` keeps no hidden activations for the backward.
     """
 
-    def __init__(self, d_model: int, config: SigmaMoEConfig, exchange: Exchange, recompute: bool = False) -> None:
+    def __init__(self, d_model: int, config: RoutedConfig, exchange: Exchange, recompute: bool = False) -> None:
         super().__init__()
         self.d_model, self.config, self.exchange, self.recompute = d_model, config, exchange, recompute
-        self.router = Router("feed_forward", d_model, config.n_experts, config.top_k, config.expert_dropout)
+        self.router = SlotRouter(d_model, config)
         self.up = ExpertBank(exchange, config.n_experts, d_model, config.d_expert)
         self.down = ExpertBank(exchange, config.n_experts, config.d_expert, d_model)
 
@@ -45,10 +45,11 @@ class SigmaMoE(nn.Module):
         return expert_mlp(work.x_SD, work.row_Q, work.expert_Q, work.weight_Q, *banks, self.recompute)
 
     def init_rules(self, scale: float) -> Rules:
-        """Normals; `down` counts the width of all experts together, and router rows start with equal norms."""
-        wide = scale / self.d_model**0.5
-        narrow = scale / (self.config.n_experts * self.config.d_expert) ** 0.5
-        return {"router.weight": Normal(wide, equal_rows=True), "up.weight": Normal(wide), "down.weight": Normal(narrow)}
+        """Normals; the fan-in of `down` is the width of all experts together, or with `init: standard` of its own."""
+        counted = self.config.n_experts if self.config.init == "moeut" else 1
+        rules: Rules = {f"router.{name}": rule for name, rule in self.router.init_rules(scale).items()}
+        narrow = scale / (counted * self.config.d_expert) ** 0.5
+        return rules | {"up.weight": Normal(scale / self.d_model**0.5), "down.weight": Normal(narrow)}
 
 
 class DenseFeedForward(nn.Module):

@@ -6,36 +6,105 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from model.balance_config import Balance, BalanceTerm, BiasBalance, EntropyBalance, NoBalance, Scope, SwitchBalance
 from model.slot_config import Count, FeedForwardSlot
 
 
-class SigmaMoEConfig(FeedForwardSlot):
-    """sigma-MoE feed-forward (arXiv 2310.10837): K of N_E experts by sigmoid score, no renormalisation."""
+class RoutedConfig(FeedForwardSlot):
+    """Base: K of N_E two-layer ReLU experts without biases; the kinds are other defaults, and `s_base` another choice.
 
-    kind: Literal["sigma_moe"] = "sigma_moe"
+    `score`: a chosen expert's weight is the sigmoid of its logit, or its softmax over `all` experts (before top-K) or over the
+    `chosen` ones (after it); `renormalise` divides the K weights by their sum. `init: moeut` counts the width of all experts in the
+    second layer and gives router rows one norm (arXiv 2310.10837 section 5); `standard` takes every expert, and the router, for
+    itself. `router_hidden`: width of a tanh layer between input and logits, with `router_dropout` behind it (SUT); null: none.
+    `balance_weight` weighs the regulariser of `balance`; its kinds `bias` and `none` have none.
+    """
+
     n_experts: int = Field(ge=1)
     d_expert: int = Field(default=128, ge=1)
     top_k: int = Field(ge=1)
+    score: Literal["sigmoid", "softmax"] = "sigmoid"
+    softmax_over: Literal["all", "chosen"] = "all"
+    renormalise: bool = False
+    router_hidden: int | None = Field(default=None, ge=1)
+    router_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    init: Literal["moeut", "standard"] = "moeut"
     expert_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     balance_weight: float = Field(default=0.01, ge=0.0)
+    balance: Balance = EntropyBalance()
 
     @model_validator(mode="after")
-    def _top_k_fits(self) -> SigmaMoEConfig:
+    def _top_k_fits(self) -> RoutedConfig:
         if self.top_k > self.n_experts:
             raise ValueError(f"top_k is {self.top_k} but there are {self.n_experts} experts; choose top_k <= {self.n_experts}")
+        return self
+
+    @model_validator(mode="after")
+    def _options_meet(self) -> RoutedConfig:
+        if self.softmax_over == "chosen" and self.score != "softmax":
+            raise ValueError(f"softmax_over is 'chosen' but score is '{self.score}'; set score to softmax, or leave softmax_over out")
+        if self.router_dropout and self.router_hidden is None:
+            raise ValueError(f"router_dropout is {self.router_dropout} but there is no hidden layer; set router_hidden, or leave it out")
         return self
 
     @property
     def routed_experts(self) -> int:
         return self.n_experts
 
-    def balance_weights(self) -> dict[str, float]:
-        return {"feed_forward": self.balance_weight}
+    def balance_terms(self) -> dict[str, BalanceTerm]:
+        if isinstance(self.balance, BiasBalance | NoBalance):
+            return {}
+        return {"feed_forward": BalanceTerm(self.balance_weight, self.balance)}
+
+    def statistic_scopes(self) -> set[Scope]:
+        return set() if isinstance(self.balance, NoBalance) else {self.balance.scope}
 
     def parameters(self, d_model: int) -> Count:
-        expert, router = 2 * d_model * self.d_expert, self.n_experts * d_model
+        expert, router = 2 * d_model * self.d_expert, self._router_products(d_model) + (self.router_hidden or 0)
         return Count(self.n_experts * expert + router, self.top_k * expert + router)
 
     def macs(self, d_model: int, exact: bool) -> int:
         chosen_width = self.d_expert * self.top_k
-        return 2 * d_model * chosen_width + d_model * self.n_experts + (chosen_width if exact else 0)
+        return 2 * d_model * chosen_width + self._router_products(d_model) + (chosen_width if exact else 0)
+
+    def _router_products(self, d_model: int) -> int:
+        """Weights of the router without biases, each used once a token."""
+        if self.router_hidden is None:
+            return d_model * self.n_experts
+        return (d_model + self.n_experts) * self.router_hidden
+
+
+class SigmaMoEConfig(RoutedConfig):
+    """sigma-MoE (arXiv 2310.10837): sigmoid scores without competition, used as they are."""
+
+    kind: Literal["sigma_moe"] = "sigma_moe"
+
+
+class SwitchConfig(RoutedConfig):
+    """Switch routing (arXiv 2101.03961) with the experts of sigma-MoE: the best by softmax, weighed by its probability."""
+
+    kind: Literal["switch"] = "switch"
+    top_k: int = Field(default=1, ge=1)
+    score: Literal["sigmoid", "softmax"] = "softmax"
+    init: Literal["moeut", "standard"] = "standard"
+    balance: Balance = SwitchBalance()
+
+
+class SBaseConfig(RoutedConfig):
+    """S-BASE (arXiv 2202.01169; weights as in 2310.10837): in training the choice is of scores evened out over the tokens of
+    `choice_scope` by so many Sinkhorn iterations; sigmoid weights; when evaluating, the best scores are chosen.
+    """
+
+    kind: Literal["s_base"] = "s_base"
+    choice_scope: Literal["sequence", "micro_batch"] = "micro_batch"
+    sinkhorn_iterations: int = Field(default=3, ge=1)
+    balance: Balance = NoBalance()
+
+    @model_validator(mode="after")
+    def _has_no_bias(self) -> SBaseConfig:
+        if isinstance(self.balance, BiasBalance):
+            raise ValueError("balance.kind is 'bias' but s_base evens its choice out already; choose none, entropy, switch or mim")
+        return self
+
+    def statistic_scopes(self) -> set[Scope]:
+        return super().statistic_scopes() | {self.choice_scope}

@@ -21,7 +21,8 @@ from kernels.linear_cross_entropy import linear_cross_entropy
 from kernels.rows import wide_dtype
 from model.attention import Statistics
 from model.attention_config import SwitchHeadConfig
-from model.balance import BalanceSums
+from model.balance import BalanceSums, Means
+from model.balance_config import BalanceTerm, EntropyBalance
 from model.bank import ExpertBank
 from model.block import Block
 from model.cache import KVCache
@@ -53,6 +54,7 @@ class ModelOutput:
         loads: a visit's routes per feed-forward expert, int64 [E], of the tokens given here, by the visit's number; zeros for visits that
             were not made, no entries for slots without routed experts.
         records: what every visit chose, by the visit's number.
+        step_sums: for balance of scope `step`: statistics of a token, summed over sequences, by distinct layer and router name.
     """
 
     logits: Tensor
@@ -61,6 +63,7 @@ class ModelOutput:
     balance_loss: Tensor
     loads: list[Tensor]
     records: list[Record]
+    step_sums: Means
 
 
 class MoEUT(nn.Module):
@@ -104,6 +107,7 @@ class MoEUT(nn.Module):
         cache: KVCache | None = None,
         records: list[Record] | None = None,
         repeats: int | None = None,
+        step_means: Means | None = None,
     ) -> ModelOutput:
         """Next-token logits, or their cross-entropy, and the balance regulariser.
 
@@ -114,6 +118,7 @@ class MoEUT(nn.Module):
             cache: keys and values of the tokens before these, extended by these.
             records: a dict a visit, by its number. Empty ones are filled with the choices made, filled ones are obeyed.
             repeats: how many times to go through the group (None: as configured), for all ranks the same.
+            step_means: where this batch is a part of a step: `step_sums` of all its parts, added up, over all its sequences.
 
         Raises:
             ModelError: `cache` together with `segments_BT`, records that do not fit, or more repeats than the model has parameters for.
@@ -122,7 +127,7 @@ class MoEUT(nn.Module):
         check_repeats(self.config, repeats)
         records = self._records(records, self.config.depth.n_numbers(repeats))
         where = self._positions(tokens_BT, segments_BT, cache)
-        balance = self.balance_sums(self._balance_weights())
+        balance = self.balance_sums(self._balance_terms(), step_means)
         x = self._embed(tokens_BT)
         for place in self.config.depth.visits(repeats):
             visit_cache = None if cache is None else cache.visits[place.number]
@@ -131,7 +136,8 @@ class MoEUT(nn.Module):
             balance.add(place.layer, statistics)
         balance_B, balance_loss = balance.finish(tokens_BT.shape[0], tokens_BT.shape[1], x)
         logits_BTV, cross_entropy = self._read_out(self.streams.leave(x, self.final_norm).to(self.head.weight.dtype), targets_BT)
-        return ModelOutput(logits_BTV, cross_entropy, balance_B, balance_loss, self._loads(records), records)
+        step_sums = balance.of_step_scope(tokens_BT.shape[1])
+        return ModelOutput(logits_BTV, cross_entropy, balance_B, balance_loss, self._loads(records), records, step_sums)
 
     def _read_out(self, x_BTW: Tensor, targets_BT: Tensor | None) -> tuple[Tensor, Tensor]:
         """Logits and a cross-entropy of 0, or no logits and the cross-entropy."""
@@ -210,11 +216,11 @@ class MoEUT(nn.Module):
         none_E = torch.zeros(experts, dtype=torch.int64, device=self.head.weight.device)
         return [record["loads"]["feed_forward"][0] if "loads" in record else none_E for record in records]
 
-    def _balance_weights(self) -> dict[str, float]:
-        weights = self.config.feed_forward.balance_weights()
+    def _balance_terms(self) -> dict[str, BalanceTerm]:
+        terms = self.config.feed_forward.balance_terms()
         if isinstance(self.config.attention, SwitchHeadConfig):
-            weights["attention.value"] = weights["attention.output"] = self.config.attention.balance_weight
-        return weights
+            terms["attention.value"] = terms["attention.output"] = BalanceTerm(self.config.attention.balance_weight, EntropyBalance())
+        return terms
 
     def _rules(self) -> Rules:
         width = self.config.d_model

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from kernels.router import Routed
 from model.attention import Statistics
-from model.balance import BalanceSums
+from model.balance import BalanceSums, Key, Means
+from model.balance_config import BalanceTerm
 from model.moeut import MoEUT
 from model.router import Router
 from model.switchhead import SwitchHead
@@ -47,9 +48,9 @@ class RoundedRouter(Router):
 class OfficialBalance(BalanceSums):
     """The regulariser with the attention routers' part in log space, over the logits of all visits of a layer at once."""
 
-    def __init__(self, weights: dict[str, float]) -> None:
-        super().__init__(weights)
-        self._logits: dict[tuple[int, str], list[Tensor]] = {}
+    def __init__(self, terms: dict[str, BalanceTerm], step_means: Means | None = None) -> None:
+        super().__init__(terms, step_means)
+        self._logits: dict[Key, list[Tensor]] = {}
 
     def add(self, layer: int, statistics: Statistics) -> None:
         """Logits [B, T, M, E] of rounded routers are kept; what other routers give is summed."""
@@ -59,21 +60,21 @@ class OfficialBalance(BalanceSums):
             else:
                 super().add(layer, {name: statistic})
 
-    def _mean(self, balance_B: Tensor, entropies: dict[tuple[int, str], Tensor]) -> Tensor:
+    def _mean(self, balance_B: Tensor, values: dict[Key, Tensor]) -> Tensor:
         """Added up in float32, layer by layer, attention first: bit for bit the number that the official library reports."""
         if balance_B.shape[0] == 0:
-            return super()._mean(balance_B, entropies)
-        mean = {key: entropy_BM.mean() for key, entropy_BM in entropies.items()}
+            return super()._mean(balance_B, values)
+        mean = {key: entropy_BM.mean() for key, entropy_BM in values.items()}
         total = balance_B.new_zeros((1,), dtype=torch.float32)  # one element and not none: so a wider addend is narrowed
         for layer in sorted({layer for layer, _ in mean}):
             if (layer, "attention.output") in mean:
                 both = mean[layer, "attention.output"] + mean[layer, "attention.value"]
-                total = total + self.weights["attention.output"] * both
-            total = total + self.weights["feed_forward"] * mean[layer, "feed_forward"]
+                total = total + self.terms["attention.output"].weight * both
+            total = total + self.terms["feed_forward"].weight * mean[layer, "feed_forward"]
         return total.squeeze(0)
 
-    def _entropies(self, n_tokens: int) -> dict[tuple[int, str], Tensor]:
-        entropies = super()._entropies(n_tokens)
+    def _values(self, n_tokens: int) -> dict[Key, Tensor]:
+        entropies = super()._values(n_tokens)
         for key, logits in self._logits.items():
             logits_BTRME = torch.stack(logits, dim=2)
             log_p_BME = logits_BTRME.flatten(1, 2).log_softmax(-1).logsumexp(1) - math.log(n_tokens * len(logits))

@@ -34,7 +34,7 @@ class Peer(nn.Module):
 
     def forward(self, data_BTD: Tensor, n_BTD: Tensor, visit: Visit) -> tuple[Tensor, Statistics]:
         """y [B, T, D], and no statistics; experts are recorded as `feed_forward`, int64 [T, H, K], their gates under `gates`."""
-        winners = self.keys(self.queries(n_BTD), visit.record)
+        winners = self.keys(self.queries(n_BTD, visit.record), visit.record)
         gate_THK = winners.score_THK.softmax(dim=-1) if self.config.gate == "softmax" else winners.score_THK.sigmoid()
         visit.record.setdefault("gates", {})["feed_forward"] = gate_THK.detach()
         x_TD, picked = data_BTD.flatten(0, 1), (winners.slot_THK.flatten(1), gate_THK.flatten(1))

@@ -30,7 +30,7 @@ class PKM(nn.Module):
 
     def forward(self, data_BTD: Tensor, n_BTD: Tensor, visit: Visit) -> tuple[Tensor, Statistics]:
         """y [B, T, D] of `n_BTD`, and no statistics; slots are recorded as `feed_forward`, their gates under `gates`."""
-        winners = self.keys(self.queries(n_BTD), visit.record)
+        winners = self.keys(self.queries(n_BTD, visit.record), visit.record)
         gate_THK = winners.score_THK.softmax(dim=-1)
         visit.record.setdefault("gates", {})["feed_forward"] = gate_THK.detach()
         y_TD = gather_sum(gate_THK.flatten(1), self.values, winners.slot_THK.flatten(1))

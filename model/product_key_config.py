@@ -9,7 +9,19 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from model.balance_config import Scope
 from model.slot_config import Count, FeedForwardSlot
+
+QueryNorm = Literal["none", "layer", "batch"]
+
+
+def _norm_parameters(norm: QueryNorm, heads: int, d_key: int) -> int:
+    """Gains and biases: one set for all heads, or one of every feature."""
+    return {"none": 0, "layer": 2 * d_key, "batch": 2 * heads * d_key}[norm]
+
+
+def _norm_scopes(norm: QueryNorm) -> set[Scope]:
+    return {"micro_batch"} if norm == "batch" else set()
 
 
 class ProductKeyConfig(FeedForwardSlot):
@@ -44,18 +56,22 @@ class ProductKeyConfig(FeedForwardSlot):
 class PKMConfig(ProductKeyConfig):
     """Product-key memory as published (arXiv 1907.05242): a query a head, softmax over a head's winners, summed values.
 
-    `query_norm`: none or layer norm a head. The published batch norm is not offered: its statistics span tokens and sequences.
+    `query_norm`: `none`, `layer` norm a head, or the published `batch` norm of every feature, whose statistics in training are of a
+    micro-batch: a query depends on later tokens and on other sequences.
     """
 
     kind: Literal["pkm"] = "pkm"
     heads: int = Field(default=4, ge=1)
     top_k: int = Field(default=32, ge=1)
     d_key: int = Field(ge=2, multiple_of=2)
-    query_norm: Literal["none", "layer"] = "none"
+    query_norm: QueryNorm = "none"
+
+    def statistic_scopes(self) -> set[Scope]:
+        return _norm_scopes(self.query_norm)
 
     def parameters(self, d_model: int) -> Count:
         query = (d_model + 1) * self.heads * self.d_key
-        always = query + self.heads * self.n_keys * self.d_key + (2 * self.d_key if self.query_norm == "layer" else 0)
+        always = query + self.heads * self.n_keys * self.d_key + _norm_parameters(self.query_norm, self.heads, self.d_key)
         values = self.table(d_model)
         return Count(always + values.stored, always + values.active)
 
@@ -98,8 +114,8 @@ class PeerConfig(ProductKeyConfig):
     """PEER (arXiv 2407.04153): N experts of one hidden neuron, k picked by each of h query heads, gates over a head's winners.
 
     `d_key` decides the cost and was not published. `keys_per_head`: own sub-keys for every head (all open implementations), or one
-    set for all (the paper's text). `query_norm`: `layer` norm of each head's query, or none. The paper's batch norm is not
-    offered: its statistics let a query depend on later tokens and on other sequences of a micro-batch.
+    set for all (the paper's text). `query_norm`: `layer` norm of each head's query, `none`, or the paper's `batch` norm, with which
+    a query in training depends on later tokens and on other sequences of its micro-batch.
     """
 
     kind: Literal["peer"] = "peer"
@@ -107,13 +123,16 @@ class PeerConfig(ProductKeyConfig):
     top_k: int = Field(default=16, ge=1)
     d_key: int = Field(ge=2, multiple_of=2)
     keys_per_head: bool = True
-    query_norm: Literal["none", "layer"] = "layer"
+    query_norm: QueryNorm = "layer"
     gate: Literal["softmax", "sigmoid"] = "softmax"
     activation: Literal["relu", "gelu"] = "gelu"
 
+    def statistic_scopes(self) -> set[Scope]:
+        return _norm_scopes(self.query_norm)
+
     def parameters(self, d_model: int) -> Count:
         keys = (self.heads if self.keys_per_head else 1) * self.n_keys * self.d_key
-        always = d_model * self.heads * self.d_key + keys + (2 * self.d_key if self.query_norm == "layer" else 0)
+        always = d_model * self.heads * self.d_key + keys + _norm_parameters(self.query_norm, self.heads, self.d_key)
         rows = self.table(d_model)
         return Count(always + 2 * rows.stored, always + 2 * rows.active)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from kernels.rows import wide_dtype
 from kernels.table_rows import gather_dot
+from model.batch_norm import BatchNorm
 from model.norm import LayerNorm
 from model.router import Record, recorded
 
@@ -96,15 +97,21 @@ class ProductKeys(nn.Module):
 
 
 class Queries(nn.Module):
-    """A query for every head: a linear map, and layer norm of each head's query where asked. Reads of one token only."""
+    """A query for every head: a linear map, then where asked layer norm of each head's query, or batch norm of every feature.
+
+    It reads one token only, but for batch norm in training.
+    """
 
     def __init__(self, d_model: int, heads: int, d_key: int, bias: bool, norm: str) -> None:
         super().__init__()
         self.heads = heads
         self.linear = nn.Linear(d_model, heads * d_key, bias=bias)
-        self.norm = LayerNorm(d_key) if norm == "layer" else None
+        self.norm = LayerNorm(d_key) if norm == "layer" else BatchNorm("queries", heads * d_key) if norm == "batch" else None
 
-    def forward(self, n_BTD: Tensor) -> Tensor:
-        """[B*T, H, d_key] in the weights' type."""
-        query_THd = self.linear(n_BTD.flatten(0, 1)).unflatten(-1, (self.heads, -1))
-        return query_THd if self.norm is None else self.norm(query_THd).to(query_THd.dtype)
+    def forward(self, n_BTD: Tensor, record: Record) -> Tensor:
+        """[B*T, H, d_key] in the weights' type; batch norm leaves its sums in `record`."""
+        query_TF = self.linear(n_BTD.flatten(0, 1))
+        if isinstance(self.norm, BatchNorm):
+            query_TF = self.norm(query_TF, record)
+        query_THd = query_TF.unflatten(-1, (self.heads, -1))
+        return self.norm(query_THd).to(query_THd.dtype) if isinstance(self.norm, LayerNorm) else query_THd

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from model.balance_config import BalanceTerm, Scope
 
 
 class Strict(BaseModel):
@@ -29,9 +32,13 @@ class FeedForwardSlot(Strict):
         """Experts that expert parallelism can partition and whose routes are counted at every visit; 0 where there are none."""
         return 0
 
-    def balance_weights(self) -> dict[str, float]:
-        """Weight of the balance regulariser for every statistic that the module gives, by router name."""
+    def balance_terms(self) -> dict[str, BalanceTerm]:
+        """What the loss takes of the statistics that the module gives, by router name."""
         return {}
+
+    def statistic_scopes(self) -> set[Scope]:
+        """Over what its statistics of routing are taken; empty where it has none."""
+        return set()
 
     @abstractmethod
     def parameters(self, d_model: int) -> Count:

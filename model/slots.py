@@ -9,7 +9,7 @@ from torch import nn
 
 from model.config import FeedForward
 from model.exchange import Exchange
-from model.feed_forward import DenseFeedForward, SigmaMoE
+from model.feed_forward import DenseFeedForward, RoutedFeedForward
 from model.peer import Peer
 from model.pkm import PKM, PKMHalves
 from model.topk import TopK
@@ -21,7 +21,9 @@ def _alone(module: Callable[[int, Any], nn.Module]) -> Callable[[int, Any, Excha
 
 
 FEED_FORWARDS: dict[str, Callable[[int, Any, Exchange, bool], nn.Module]] = {
-    "sigma_moe": SigmaMoE,
+    "sigma_moe": RoutedFeedForward,
+    "switch": RoutedFeedForward,
+    "s_base": RoutedFeedForward,
     "dense": _alone(DenseFeedForward),
     "topk": _alone(TopK),
     "pkm": _alone(PKM),

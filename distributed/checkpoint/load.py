@@ -44,7 +44,7 @@ def load(
 
 
 def load_parameters(path: Checkpoint | Path, model: Any) -> Manifest:
-    """Fill the parameters of `model` (which has `boxes()` and needs no optimizer) from the masters of a checkpoint.
+    """Fill the parameters of `model` (which has `boxes()` and needs no optimizer) from the masters of a checkpoint, and its buffers.
 
     Raises:
         RunError: as for `load`.
@@ -57,6 +57,8 @@ def load_parameters(path: Checkpoint | Path, model: Any) -> Manifest:
             master = torch.empty(parameter.numel(), dtype=torch.promote_types(parameter.dtype, torch.float32))
             reader.fill(Fragment(name, boxes[name], 0, parameter.numel(), {"master": master}))
             parameter.copy_(master.view(parameter.shape))
+        for name, buffer in model.named_buffers():
+            _fill_buffer(reader, name, buffer)
         return reader.manifest
 
 

@@ -80,7 +80,7 @@ def restore_in_own_memory(home: str) -> str:
     see = persistence.sees_fence
     persistence.sees_fence = lambda storage, number: see(storage, number, seconds=0.0)
     try:
-        persistence.Persistence(recipe, RunFolder(Path(home) / "small"), topology, engine, model.boxes(), "").restore(False, None)
+        persistence.Persistence(recipe, RunFolder(Path(home) / "small"), topology, engine, model.boxes(), {}, "").restore(False, None)
     except RunError as fault:
         return str(fault)
     finally:

@@ -43,7 +43,7 @@ def recipe(home: Path, **checkpoint: Any) -> Recipe:
 def persistence(home: Path, fill: float, **checkpoint: Any) -> tuple[Persistence, Any]:
     engine: Any = StillEngine(fill)
     run = RunFolder(home / "runs" / "small")
-    return Persistence(recipe(home, **checkpoint), run, ALONE, engine, SmallModel(ALONE).boxes(), "digest"), engine
+    return Persistence(recipe(home, **checkpoint), run, ALONE, engine, SmallModel(ALONE).boxes(), {}, "digest"), engine
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])

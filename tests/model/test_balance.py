@@ -10,8 +10,14 @@ from tiny_models import KINDS, relative, tiny_model, tiny_tokens
 from torch import Tensor
 
 from model.balance import BalanceSums
+from model.balance_config import BalanceTerm, EntropyBalance
 from model.moeut import MoEUT
 from model.paper import PAPER
+
+
+def sums(weight: float) -> BalanceSums:
+    return BalanceSums({"feed_forward": BalanceTerm(weight, EntropyBalance())})
+
 
 LIKE = torch.zeros(0, dtype=torch.float64)
 
@@ -60,7 +66,7 @@ def test_zero_logits_give_the_lower_bound() -> None:
 
 
 def test_collapse_gives_zero() -> None:
-    balance = BalanceSums({"feed_forward": 0.01})
+    balance = sums(0.01)
     all_on_one = torch.zeros(2, 1, 5, dtype=torch.float64)
     all_on_one[..., 3] = 11.0
     balance.add(0, {"feed_forward": all_on_one})
@@ -71,10 +77,10 @@ def test_collapse_gives_zero() -> None:
 def test_visits_of_one_layer_share_a_mean_and_layers_do_not() -> None:
     """Two visits, each all on its own expert: one layer sees an even half-half, two layers see two collapses."""
     first, second = torch.eye(2, dtype=torch.float64).view(2, 1, 1, 2) * 4
-    shared, apart = BalanceSums({"feed_forward": 1.0}), BalanceSums({"feed_forward": 1.0})
-    for visit, sums in enumerate((first, second)):
-        shared.add(0, {"feed_forward": sums})
-        apart.add(visit, {"feed_forward": sums})
+    shared, apart = sums(1.0), sums(1.0)
+    for visit, both in enumerate((first, second)):
+        shared.add(0, {"feed_forward": both})
+        apart.add(visit, {"feed_forward": both})
     assert shared.finish(1, 4, LIKE)[1].item() == pytest.approx(-math.log(2))
     assert apart.finish(1, 4, LIKE)[1].item() == 0.0
 

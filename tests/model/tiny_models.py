@@ -31,12 +31,21 @@ KINDS: dict[str, dict[str, Any]] = {
     "peer_shared_keys": {
         "feed_forward": {"kind": "peer", "n_keys": 6, "heads": 2, "top_k": 5, "d_key": 8, "keys_per_head": False, "query_norm": "none"}
     },
+    "pkm_batch": {"norm": "pre", "feed_forward": {"kind": "pkm", "n_keys": 6, "heads": 2, "top_k": 4, "d_key": 10, "query_norm": "batch"}},
+    "peer_batch": {"feed_forward": {"kind": "peer", "n_keys": 6, "heads": 3, "top_k": 5, "d_key": 10, "query_norm": "batch"}},
     "one_peer": {
         "norm": "pre",
         "depth": {"group": 3, "repeats": 2},
         "feed_forward": {"kind": "dense", "d_ff": 50},
         "feed_forward_at": {1: {"kind": "peer", "n_keys": 6, "heads": 3, "top_k": 5, "d_key": 10}},
     },
+    "switch": {"feed_forward": {"kind": "switch", "n_experts": 7, "d_expert": 16, "top_k": 2}},
+    "s_base": {"feed_forward": {"kind": "s_base", "n_experts": 7, "d_expert": 16, "top_k": 2, "choice_scope": "sequence"}},
+    "softmax_renormalised": {
+        "feed_forward": {**SIGMA_MOE, "score": "softmax", "renormalise": True, "balance": {"kind": "entropy", "scope": "step"}}
+    },
+    "two_layer_router": {"feed_forward": {**SIGMA_MOE, "router_hidden": 9, "balance": {"kind": "mim"}}},
+    "bias": {"feed_forward": {**SIGMA_MOE, "balance": {"kind": "bias"}}},
     "prelude_and_coda": {"depth": {"prelude": 1, "group": 2, "repeats": 2, "coda": 1, "order": "loop"}},
     "per_visit": {
         "depth": {"group": 2, "repeats": 2, "coda": 1, "per_visit": ["router", "norm", "embedding", "residual_scale"]},
