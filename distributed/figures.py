@@ -41,14 +41,15 @@ class Interval:
     peak_flops_W: Tensor
     loads_VE: Tensor
     routes_WV: Tensor
+    halting: dict[str, float]
 
 
 def interval_figures(interval: Interval, schedule: list[int]) -> dict[str, Any]:
     """Everything about an interval that needs no memory of earlier ones.
 
     Args:
-        interval: the sums. A multiply-accumulate of the forward pass costs a step 6 FLOPs (forward once, backward twice, two
-            operations each).
+        interval: the sums. A multiply-accumulate that was executed costs a step 6 FLOPs (forward once, backward twice, two operations
+            each); `interval.macs` counts those of a forward in which no token halts.
         schedule: the layer of every visit.
 
     Returns:
@@ -64,6 +65,7 @@ def interval_figures(interval: Interval, schedule: list[int]) -> dict[str, Any]:
     if interval.damaged:  # the sum was divided by the tokens that the steps should have had
         loss *= interval.tokens / interval.tokens_W.sum().item()
     peak = interval.peak_flops_W.sum().item()
+    executed = interval.macs * (1 - interval.halting.get("saved_share", 0.0))
     return {
         "loss": loss,
         "perplexity": perplexity(loss),
@@ -78,12 +80,13 @@ def interval_figures(interval: Interval, schedule: list[int]) -> dict[str, Any]:
         "repeats": interval.repeats / steps,
         "tokens_per_second": tokens_per_second,
         "step_seconds": step_seconds,
-        "model_flop_use": 6.0 * interval.macs / (step_seconds * steps) / peak if peak > 0 and step_seconds > 0 else math.nan,
+        "model_flop_use": 6.0 * executed / (step_seconds * steps) / peak if peak > 0 and step_seconds > 0 else math.nan,
         "parts": parts,
         "compute_seconds_by_rank": _compute_seconds(interval.seconds_WP),
         "token_imbalance": imbalance(interval.tokens_W).item(),
         "host_bytes_max": int(interval.host_bytes_W.max().item()),
         "device_bytes_max": int(interval.device_bytes_W.max().item()),
+        "halting": interval.halting,
         "load": load_figures(interval.loads_VE, interval.routes_WV, schedule),
     }
 

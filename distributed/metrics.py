@@ -19,6 +19,7 @@ from torch import Tensor
 from distributed.build import choose_dtype
 from distributed.clock import StepClock
 from distributed.figures import Interval, interval_figures
+from distributed.halted import HaltingCounter, halting_figures
 from distributed.load import LoadCounter, routes_by_owner
 from distributed.peak import peak_flops
 from distributed.recipe import Recipe
@@ -57,6 +58,7 @@ class Metrics:
         depth = recipe.model.depth
         self._schedule = depth.schedule(depth.most_repeats) if n_experts_per_visit else []
         self._loads = LoadCounter(len(n_experts_per_visit), max(n_experts_per_visit, default=0), topology.device)
+        self._halted = HaltingCounter(recipe.model, recipe.data.seq_len, topology.device)
         self._peak = peak_flops(topology.device, choose_dtype(recipe.train.precision, topology.device))
         self._last_step = resumed_step
         self.figures: dict[str, Any] = {}
@@ -70,6 +72,7 @@ class Metrics:
     def observe(self, output: Any, n_tokens: int) -> None:
         """Count one micro-batch: its `loads` and how many tokens this rank predicted in it. Reads nothing back."""
         self._loads.add(output.loads)
+        self._halted.add(output, n_tokens)
         self._own_tokens += n_tokens
 
     def damaged(self, windows: int) -> None:
@@ -142,6 +145,7 @@ class Metrics:
                 "own": rank_slots(own, topology),
                 "seconds_WP": rank_slots(list(self._clock.read().values()), topology),
                 "loads_VE": loads_VE,
+                "halted": self._halted.take(),
                 "routes_WV": self._routes_by_rank(loads_VE),
             },
             topology,
@@ -166,6 +170,7 @@ class Metrics:
             device_bytes_W=device_W,
             peak_flops_W=peak_W,
             loads_VE=total["loads_VE"],
+            halting=halting_figures(total["halted"], self._recipe.data.seq_len),
             routes_WV=total["routes_WV"],
         )
 

@@ -210,3 +210,21 @@ class Recipe(Strict):
                 f"model.vocab_size is {self.model.vocab_size} but data.tokenizer.vocab_size is {tokenizer.vocab_size}; make them equal"
             )
         return self
+
+    @model_validator(mode="after")
+    def _attention_can_be_partitioned(self) -> Recipe:
+        if self.expert_parallel.attention and self.model.attention.kind == "momha":
+            raise ValueError(
+                "expert_parallel.attention is true, but model.attention 'momha' needs the answers of a token's experts apart, "
+                "which ranks add before they send them; set expert_parallel.attention=false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _choices_have_a_shape(self) -> Recipe:
+        if self.router.replay != "off" and self.model.halting.kind != "none":
+            raise ValueError(
+                f"router.replay is '{self.router.replay}', but with model.halting '{self.model.halting.kind}' visits have choices of some "
+                "tokens only, and which ones is decided anew; set router.replay=off or model.halting.kind=none"
+            )
+        return self

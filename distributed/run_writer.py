@@ -125,6 +125,7 @@ def scalars(figures: dict[str, Any]) -> dict[str, float]:
         curves["loss/epoch"] = figures["epoch"]
     curves |= {f"step_time/{name}": seconds for name, seconds in figures["parts"].items()}
     curves |= {f"goodput/lost_{name}_seconds": seconds for name, seconds in figures["goodput"]["lost"].items()}
+    curves |= {f"halting/{name}": value for name, value in figures["halting"].items()}
     for name, value in figures["load"].items():
         if isinstance(value, list):
             label = name.removesuffix("_by_visit")

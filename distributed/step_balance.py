@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 
 from distributed.reduction import sum_over_ranks
@@ -22,16 +23,13 @@ from model.router import Record
 class StepBalance:
     """One rank's part. All ranks call `measure` together, where `looks_ahead`.
 
-    Args:
-        global_batch: sequences of a step over all ranks.
-
     Attributes:
         means: statistics of a token over the step, for its forwards; None where they need none.
     """
 
-    def __init__(self, model: MoEUT, topology: Topology, global_batch: int) -> None:
-        self._topology, self._global_batch = topology, global_batch
-        self._has_terms = any(term.balance.scope == "step" for term in model.config.feed_forward.balance_terms().values())
+    def __init__(self, model: MoEUT, topology: Topology) -> None:
+        self._topology = topology
+        self._has_terms = any(term.balance.scope == "step" for term in model.config.balance_terms().values())
         self.means: Means | None = None
         self._records: deque[list[Record]] = deque()
 
@@ -42,12 +40,15 @@ class StepBalance:
     def measure(self, outputs: Iterable[ModelOutput]) -> None:
         """Sum the statistics of the first forwards over this rank's micro-batches and all ranks, and keep their choices."""
         sums: Means = {}
+        n_sequences = torch.zeros((), dtype=torch.float64)  # counted, since damaged ones may be missing
         self._records.clear()  # of a step that was given up
         for output in outputs:
             sums = {key: sums[key] + own if sums else own for key, own in output.step_sums.items()}
+            n_sequences += output.balance_B.shape[0]
             self._records.append([_choices(record) for record in output.records])
-        total = sum_over_ranks({_flat(key): own for key, own in sums.items()}, self._topology, "balance.statistics")
-        self.means = {key: total[_flat(key)].to(own.device) / self._global_batch for key, own in sums.items()}
+        figures = {_flat(key): own for key, own in sums.items()} | {"sequences": n_sequences}
+        total = sum_over_ranks(figures, self._topology, "balance.statistics")
+        self.means = {key: (total[_flat(key)] / total["sequences"].clamp_min(1)).to(own.device) for key, own in sums.items()}
 
     def next_records(self) -> list[Record] | None:
         """The choices of the first forward over the next micro-batch."""

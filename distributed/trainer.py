@@ -1,6 +1,6 @@
 """The order of a step, and of a run. This file names it; everything it calls lives in a room of its own.
 
-    shards -> windows [B, T+1] -> model -> loss / global tokens + balance / global sequences -> backward (the exchange
+    shards -> windows [B, T+1] -> model -> loss / global tokens + (balance + halting) / global sequences -> backward (the exchange
     mirrors itself) -> the engine reduces and steps -> metrics, and now and then validation and a checkpoint.
 
 `train` runs in every worker, with RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT set: under
@@ -106,7 +106,7 @@ class Trainer:
         self.engine = build_engine(self.model, recipe.train, topology)
         buffers = dict(self.model.named_buffers())
         self.persistence = Persistence(recipe, run, topology, self.engine, self.model.boxes(), buffers, self.manifest.digest)
-        self.balance, self.moves = StepBalance(self.model, topology, recipe.train.global_batch), StepMoves(self.model, topology)
+        self.balance, self.moves = StepBalance(self.model, topology), StepMoves(self.model, topology)
         self.replay = open_replay(recipe.router, run, topology)
         self.step = 0
         self.held_out: dict[str, float] = {}
@@ -195,7 +195,8 @@ class Trainer:
             with self.clock.part("forward"):
                 output, cross_entropy, balance_share = self._forward(step, batch.ids, batch.tokens_BT)
             with self.clock.part("backward"):
-                self.engine.backward(cross_entropy + balance_share, last=number == len(batches) - 1)
+                ponder_share = output.ponder_B.sum() / self.recipe.train.global_batch
+                self.engine.backward(cross_entropy + balance_share + ponder_share, last=number == len(batches) - 1)
             loss += cross_entropy.detach()
             balance += balance_share.detach()
             self.moves.observe(output)

@@ -10,11 +10,12 @@ K streams where the residual is meant.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from model.attention_config import DenseAttentionConfig
 from model.config import Attention, ModelConfig, Residual
+from model.halting_config import Computed
 from model.stream_config import AltUpConfig
 
 
@@ -41,17 +42,19 @@ class MACs:
 
     Attributes:
         residual: predicting and correcting residual streams, and scaling what layers add to them; 0 with a single one as it is.
+        halting: the gates.
     """
 
     attention: int
     feed_forward: int
     residual: int
     head: int
+    halting: int = 0
 
     @property
     def body(self) -> int:
         """Without embedding and head: what the paper counts."""
-        return self.attention + self.feed_forward + self.residual
+        return self.attention + self.feed_forward + self.residual + self.halting
 
     @property
     def total(self) -> int:
@@ -61,11 +64,11 @@ class MACs:
 def parameters(config: ModelConfig) -> Parameters:
     """Counts of `config`, to the unit."""
     d, vocabulary = config.d_model, config.vocab_size
-    attention, attention_active = _attention_parameters(config.attention, d)
+    attention, attention_active = config.attention.parameters(d)
     feed_forward = [config.feed_forward_of(layer).parameters(d) for layer in range(config.depth.n_layers)]
     copies, mixing = _copies(config), _mixing_parameters(config.residual, d)
     depth, added = config.depth, _added_parameters(config)
-    outside = copies * vocabulary * d + vocabulary + 2 * d
+    outside = copies * vocabulary * d + vocabulary + 2 * d + config.halting.parameters(d)
     more = (depth.most_repeats - 1) * _separate_parameters(config) + depth.most_repeats * added
     layers = sum(attention + slot.stored + 4 * d for slot in feed_forward) + depth.group * more
     schedule = depth.schedule()
@@ -92,18 +95,41 @@ def stored_parameters(config: ModelConfig) -> int:
 
 
 def macs(config: ModelConfig, n_tokens: int, form: Literal["published", "exact"] = "exact", repeats: int | None = None) -> MACs:
-    """Forward multiply-accumulates over one sequence of `n_tokens`; spec formulas per visit, times the visits.
+    """Forward multiply-accumulates over one sequence of `n_tokens` of which none halts; spec formulas per visit, times the visits.
 
     `repeats`: how often a pass goes through the group; None: as configured.
     """
     exact = form == "exact"
-    schedule = config.depth.schedule(repeats)
+    schedule, attention = config.depth.schedule(repeats), config.attention
     visits = len(schedule)
     return MACs(
-        attention=visits * _attention_macs(config.attention, config.d_model, n_tokens, exact),
+        attention=visits * n_tokens * (_score_macs(attention, n_tokens) + sum(attention.macs(config.d_model, exact))),
         feed_forward=n_tokens * sum(config.feed_forward_of(layer).macs(config.d_model, exact) for layer in schedule),
         residual=(visits * _mixing_macs(config.residual, config.d_model) + _scaling_macs(config, schedule)) * n_tokens,
         head=_copies(config) * config.d_model * config.vocab_size * n_tokens,
+        halting=config.halting.gates(repeats or config.depth.repeats) * config.halting.macs(config.d_model) * n_tokens,
+    )
+
+
+def executed_macs(config: ModelConfig, computed: Sequence[Computed], n_tokens: int, n_sequences: int, repeats: int | None = None) -> MACs:
+    """Exact forward multiply-accumulates over a batch of sequences of `n_tokens`, from the tokens that every visit computed.
+
+    Where none halts this is `macs` times the sequences. A query is counted against all `n_tokens` keys, and those that pad a
+    sequence's queries to the longest of the batch are not counted.
+    """
+    attention, d = config.attention, config.d_model
+    of_keys, of_queries = attention.macs(d, exact=True)
+    of_queries += _score_macs(attention, n_tokens)
+    whole = macs(config, n_tokens, repeats=repeats)
+    return MACs(
+        attention=sum(visit.keys * of_keys + visit.queries * of_queries for visit in computed),
+        feed_forward=sum(
+            visit.queries * config.feed_forward_of(layer).macs(d, True)
+            for layer, visit in zip(config.depth.schedule(repeats), computed, strict=True)
+        ),
+        residual=n_sequences * whole.residual,
+        head=n_sequences * whole.head,
+        halting=sum(visit.gates for visit in computed) * config.halting.macs(d),
     )
 
 
@@ -134,7 +160,7 @@ def _mixing_parameters(residual: Residual, d: int) -> int:
 def _separate_parameters(config: ModelConfig) -> int:
     """Of what a layer of the group has anyway: that of which every visit has its own."""
     d, own = config.d_model, config.depth.per_visit
-    routers = (config.attention.router_rows + config.feed_forward.routed_experts) * d
+    routers = config.attention.router_rows * d + config.feed_forward.router_weights(d)
     return ("router" in own) * routers + ("norm" in own) * 4 * d
 
 
@@ -158,26 +184,6 @@ def _mixing_macs(residual: Residual, d: int) -> int:
     return (k**2 + 2 * k) * d + ((2 * d + k**2 + k) * k if residual.routed else 0)
 
 
-def _attention_parameters(attention: Attention, d: int) -> tuple[int, int]:
-    """All, and those one token meets."""
-    projection = d * attention.n_heads * attention.d_head
-    if isinstance(attention, DenseAttentionConfig):
-        return 4 * projection, 4 * projection
-    if attention.n_experts == 1 and attention.single_expert == "output_gate":
-        gated = 4 * projection + attention.n_heads * d
-        return gated, gated
-    top_k = min(attention.top_k, attention.n_experts)
-    always = 2 * projection + 2 * attention.n_heads * attention.n_experts * d
-    return always + 2 * attention.n_experts * projection, always + 2 * top_k * projection
-
-
-def _attention_macs(attention: Attention, d: int, n_tokens: int, exact: bool) -> int:
-    heads_width = attention.n_heads * attention.d_head
-    scores = 2 * heads_width * n_tokens**2
-    if isinstance(attention, DenseAttentionConfig):
-        return scores + 4 * d * heads_width * n_tokens
-    if attention.n_experts == 1 and attention.single_expert == "output_gate":  # not in the authors' count: always exact
-        return scores + 4 * d * heads_width * n_tokens + (d * attention.n_heads + heads_width) * n_tokens
-    top_k = min(attention.top_k, attention.n_experts)
-    routers = 2 * attention.n_experts * d * n_tokens * (attention.n_heads if exact else 1)
-    return scores + (2 * top_k + 2) * d * heads_width * n_tokens + 2 * top_k * heads_width * n_tokens + routers
+def _score_macs(attention: Attention, n_tokens: int) -> int:
+    """Of one token: its queries' products with all keys, and their sums of all values."""
+    return 2 * attention.query_heads * attention.d_head * n_tokens

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from model.cache import VisitCache
 from model.initialise import Normal, Rules, TruncatedNormal
 from model.rotary import Positions, rotate
 from model.visit import Visit
@@ -31,19 +30,32 @@ class QueryKeyAttention(nn.Module):
         self.query = nn.Linear(d_model, n_heads * d_head, bias=False)
         self.key = nn.Linear(d_model, n_heads * d_head, bias=False)
 
-    def attend(self, n_BTD: Tensor, value_BTHd: Tensor, where: Positions, cache: VisitCache | None) -> Tensor:
+    def attend(self, n_BTD: Tensor, value_BTHd: Tensor, where: Positions, visit: Visit, query_BTD: Tensor | None = None) -> Tensor:
         """softmax(q k / sqrt(d)) v, [B, T, H, d], over the tokens that `where` allows, cached ones included."""
-        query = rotate(self._heads(self.query(n_BTD)), where)
-        key, value = rotate(self._heads(self.key(n_BTD)), where), value_BTHd.transpose(1, 2)
-        if cache is not None:
-            key, value = cache.extend(key, value)
-        # Flash and cuDNN kernels refuse a batch of zero sequences (pytorch issue 133780); plain operators take it.
-        with sdpa_kernel(SDPBackend.MATH) if n_BTD.shape[0] == 0 else nullcontext():
-            attended_BHTd = F.scaled_dot_product_attention(query, key, value, attn_mask=where.mask, is_causal=where.causal)
-        return attended_BHTd.transpose(1, 2)
+        query, key = self._heads(self.query(n_BTD if query_BTD is None else query_BTD)), self._heads(self.key(n_BTD))
+        return attend(query, key, value_BTHd.transpose(1, 2), where, visit)
 
     def _heads(self, x_BTN: Tensor) -> Tensor:
         return x_BTN.unflatten(-1, (self.n_heads, self.d_head)).transpose(1, 2)
+
+
+def attend(query_BHTd: Tensor, key_BHTd: Tensor, value_BHTd: Tensor, where: Positions, visit: Visit) -> Tensor:
+    """softmax(q k / sqrt(d)) v, [B, T, H, d], of queries and keys that are still to be rotated; a batch in rows gives rows.
+
+    Several query heads may share a key head: those of one key head stand side by side.
+    """
+    if visit.skipping is None:
+        query, key, value = rotate(query_BHTd, where), rotate(key_BHTd, where), value_BHTd
+    else:
+        query, key, value, where = visit.skipping.spread(query_BHTd, key_BHTd, value_BHTd, where)
+    if visit.cache is not None:
+        key, value = visit.cache.extend(key, value)
+    shared = {"enable_gqa": True} if query.shape[1] != key.shape[1] else {}
+    # Flash and cuDNN kernels refuse a batch of zero sequences (pytorch issue 133780); plain operators take it.
+    with sdpa_kernel(SDPBackend.MATH) if query.numel() == 0 else nullcontext():
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=where.mask, is_causal=where.causal, **shared)
+    attended_BTHd = attended.transpose(1, 2)
+    return attended_BTHd if visit.skipping is None else visit.skipping.queries.unpad(attended_BTHd).unsqueeze(1)
 
 
 class DenseAttention(QueryKeyAttention):
@@ -54,11 +66,14 @@ class DenseAttention(QueryKeyAttention):
         self.value = nn.Linear(d_model, n_heads * d_head, bias=False)
         self.output = nn.Linear(n_heads * d_head, d_model, bias=False)
 
-    def forward(self, data_BTD: Tensor, n_BTD: Tensor, where: Positions, visit: Visit) -> tuple[Tensor, Statistics]:
-        """Attention of `n_BTD` with values read from `data_BTD`: y [B, T, D], and no statistics."""
+    def forward(
+        self, data_BTD: Tensor, n_BTD: Tensor, where: Positions, visit: Visit, query_BTD: Tensor | None = None
+    ) -> tuple[Tensor, Statistics]:
+        """Attention of `query_BTD` (None: `n_BTD`) to keys of `n_BTD` and values of `data_BTD`: y [B, T, D], and no statistics."""
+        query_BTD = n_BTD if query_BTD is None else query_BTD
         value_BTHd = self.value(data_BTD).unflatten(-1, (self.n_heads, self.d_head))
-        attended_BTHd = self.attend(n_BTD, value_BTHd, where, visit.cache)
-        return self.output(self._scale(attended_BTHd, n_BTD).flatten(2)), {}
+        attended_BTHd = self.attend(n_BTD, value_BTHd, where, visit, query_BTD)
+        return self.output(self._scale(attended_BTHd, query_BTD).flatten(2)), {}
 
     def _scale(self, attended_BTHd: Tensor, n_BTD: Tensor) -> Tensor:
         return attended_BTHd

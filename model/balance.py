@@ -19,7 +19,7 @@ from torch import Tensor
 
 from model.attention import Statistics
 from model.balance_config import BalanceTerm
-from model.regularisers import value
+from model.regularisers import tokens_of, value
 
 Key: TypeAlias = tuple[int, str]
 """A distinct layer and the name of a router in it."""
@@ -49,11 +49,12 @@ class BalanceSums:
             self._sums[key] = self._sums[key] + sum_BMC if key in self._sums else sum_BMC
             self._visits[key] = self._visits.get(key, 0) + 1
 
-    def finish(self, n_sequences: int, n_tokens: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    def finish(self, n_sequences: int, n_tokens: int | None, like: Tensor) -> tuple[Tensor, Tensor]:
         """The weighted regulariser of every sequence [B], and its mean over sequences [].
 
         Both in the type of `like`, float32 at least. For a batch without sequences the mean is zero, still connected to
-        its gradients.
+        its gradients. `n_tokens`: of a sequence in every visit; None: visits differ in it, and
+        each sum is divided by its own tokens (where means are over several sequences, these still count alike).
         """
         balance_B = like.new_zeros(n_sequences, dtype=torch.promote_types(like.dtype, torch.float32))
         values = self._values(n_tokens)
@@ -61,17 +62,17 @@ class BalanceSums:
             balance_B = balance_B + self.terms[name].weight * value_BM.mean(dim=1)
         return balance_B, self._mean(balance_B, values)
 
-    def of_step_scope(self, n_tokens: int) -> Means:
+    def of_step_scope(self, n_tokens: int | None) -> Means:
         """Statistics of a token, summed over this batch's sequences, for the terms of scope `step`: their means over a step are the
         sums over all its batches divided by all its sequences.
         """
-        means = {key: self._token_mean(key, n_tokens).detach().sum(dim=0) for key in self._sums}
-        return {key: sum_MC for key, sum_MC in means.items() if self.terms[key[1]].balance.scope == "step"}
+        of_step = [key for key in self._sums if self.terms[key[1]].balance.scope == "step"]
+        return {key: self._token_mean(key, n_tokens).detach().sum(dim=0) for key in of_step}
 
     def _mean(self, balance_B: Tensor, values: dict[Key, Tensor]) -> Tensor:
         return balance_B.sum() / max(balance_B.shape[0], 1)
 
-    def _values(self, n_tokens: int) -> dict[Key, Tensor]:
+    def _values(self, n_tokens: int | None) -> dict[Key, Tensor]:
         """The regulariser of every sequence and router [B, M], by distinct layer and router name."""
         values = {}
         for key in self._sums:
@@ -84,8 +85,11 @@ class BalanceSums:
             values[key] = _tangent(self.terms[key[1]], mean_BMC, own_MC if told_MC is None else told_MC.to(own_MC))
         return values
 
-    def _token_mean(self, key: Key, n_tokens: int) -> Tensor:
-        return self._sums[key] / (n_tokens * self._visits[key])
+    def _token_mean(self, key: Key, n_tokens: int | None) -> Tensor:
+        sum_BMC = self._sums[key]
+        if n_tokens is None:
+            return sum_BMC / tokens_of(self.terms[key[1]].balance, sum_BMC)
+        return sum_BMC / (n_tokens * self._visits[key])
 
 
 def _tangent(term: BalanceTerm, mean_BMC: Tensor, at_MC: Tensor) -> Tensor:

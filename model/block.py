@@ -10,14 +10,16 @@ from torch import Tensor, nn
 
 from kernels.spans import span
 from model.attention import DenseAttention, GatedAttention, Statistics
-from model.attention_config import SwitchHeadConfig
+from model.attention_config import MomhaConfig, SwitchHeadConfig
 from model.config import ModelConfig
 from model.depth_config import DepthConfig
 from model.depth_switches import DepthSwitches
 from model.exchange import Exchange
+from model.momha import Momha
 from model.norm import LayerNorm
 from model.rotary import Positions
 from model.router import Router
+from model.skipping import Skipping
 from model.slots import build_feed_forward
 from model.switchhead import SwitchHead
 from model.visit import Visit
@@ -52,12 +54,18 @@ class Block(nn.Module):
     def forward(self, x_BTD: Tensor, where: Positions, visit: Visit) -> tuple[Tensor, Statistics]:
         """The stream after this layer, and the statistics of its routers."""
         x_BTD, data_BTD, n_BTD = self._read(self.depth.enter(x_BTD, visit), None, self.attention_norm, visit)
+        source = (data_BTD, n_BTD) if visit.skipping is None else self._source(visit.skipping, visit)
         with span("attention"):
-            y_BTD, attention_statistics = self.attention(data_BTD, n_BTD, where, visit)
+            y_BTD, attention_statistics = self.attention(*source, where, visit, n_BTD)
         x_BTD, data_BTD, n_BTD = self._add_and_read(x_BTD, self.depth.contribution(y_BTD, visit), visit)
         y_BTD, feed_forward_statistics = self.feed_forward(data_BTD, n_BTD, visit)
         x_BTD = self._add(x_BTD, self.depth.contribution(y_BTD, visit), self.feed_forward_norm, visit)
         return x_BTD, attention_statistics | feed_forward_statistics
+
+    def _source(self, skipping: Skipping, visit: Visit) -> tuple[Tensor, Tensor]:
+        """What keys and values are made from where tokens halt, for the data path and normalised."""
+        _, data_N1D, n_N1D = self._read(self.depth.enter(skipping.source_rows(), visit), None, self.attention_norm, visit)
+        return data_N1D, n_N1D
 
     def _add_and_read(self, x_BTD: Tensor, y_BTD: Tensor, visit: Visit) -> tuple[Tensor, Tensor, Tensor]:
         """Attention's result added to the stream and what the feed-forward reads, in one pass where nothing comes between."""
@@ -78,11 +86,13 @@ class Block(nn.Module):
         return norm(x_BTD, visit.repeat) if self.norm == "post" else x_BTD
 
 
-def build_attention(config: ModelConfig, exchange: Exchange) -> SwitchHead | DenseAttention:
+def build_attention(config: ModelConfig, exchange: Exchange) -> SwitchHead | DenseAttention | Momha:
     """The attention that `config.attention` names."""
     attention = config.attention
+    if isinstance(attention, MomhaConfig):
+        return Momha(config.d_model, attention)
     if not isinstance(attention, SwitchHeadConfig):
         return DenseAttention(config.d_model, attention.n_heads, attention.d_head)
-    if attention.n_experts == 1 and attention.single_expert == "output_gate":
+    if attention.gated:
         return GatedAttention(config.d_model, attention.n_heads, attention.d_head)
     return SwitchHead(config.d_model, attention, exchange)

@@ -1,6 +1,6 @@
 """What a model is, as data: the `model:` part of a recipe.
 
-Slots (`attention`, `feed_forward`, `residual`) are filled by name: their `kind` picks the class that reads the other fields.
+Slots (`attention`, `feed_forward`, `residual`, `halting`) are filled by name: their `kind` picks the class that reads the other fields.
 Symbols as in the MoEUT paper (arXiv 2405.16039): G layers in a group, R repeats, N_E and N_A experts, K and K_A chosen.
 """
 
@@ -10,21 +10,23 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from model.attention_config import DenseAttentionConfig, SwitchHeadConfig
-from model.balance_config import Scope
+from model.attention_config import DenseAttentionConfig, MomhaConfig, SwitchHeadConfig
+from model.balance_config import BalanceTerm, Scope
 from model.dense_config import DenseFeedForwardConfig, TopKConfig
 from model.depth_config import DepthConfig
+from model.halting_config import ActConfig, NoHaltingConfig, StickBreakingConfig
 from model.moe_config import SBaseConfig, SigmaMoEConfig, SwitchConfig
 from model.product_key_config import PeerConfig, PKMConfig, PKMHalvesConfig
 from model.slot_config import Strict
 from model.stream_config import AltUpConfig, SingleStreamConfig
 
-Attention = Annotated[SwitchHeadConfig | DenseAttentionConfig, Field(discriminator="kind")]
+Attention = Annotated[SwitchHeadConfig | DenseAttentionConfig | MomhaConfig, Field(discriminator="kind")]
 FeedForward = Annotated[
     SigmaMoEConfig | SwitchConfig | SBaseConfig | DenseFeedForwardConfig | TopKConfig | PKMConfig | PKMHalvesConfig | PeerConfig,
     Field(discriminator="kind"),
 ]
 Residual = Annotated[SingleStreamConfig | AltUpConfig, Field(discriminator="kind")]
+Halting = Annotated[NoHaltingConfig | StickBreakingConfig | ActConfig, Field(discriminator="kind")]
 
 
 class ModelConfig(Strict):
@@ -40,6 +42,7 @@ class ModelConfig(Strict):
     feed_forward: FeedForward
     feed_forward_at: dict[int, FeedForward] = Field(default_factory=dict)
     residual: Residual = SingleStreamConfig()
+    halting: Halting = NoHaltingConfig()
     norm: Literal["peri", "pre", "post"] = "peri"
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
 
@@ -74,10 +77,34 @@ class ModelConfig(Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def _halting_fits(self) -> ModelConfig:
+        depth, kind = self.depth, self.halting.kind
+        if kind == "none":
+            return self
+        if depth.prelude or depth.coda:
+            raise ValueError(f"halting is '{kind}', but depth has prelude {depth.prelude} and coda {depth.coda}; make both 0")
+        if depth.repeats < 2 or (depth.order == "loop" and depth.group > 1):
+            raise ValueError(
+                f"halting is '{kind}': a step is a pass over the group; give depth.repeats >= 2 (now {depth.repeats}) and order cycle"
+            )
+        if depth.backprop_repeats is not None or depth.sample is not None:
+            raise ValueError(f"halting is '{kind}' and decides who takes which repeat; leave depth.backprop_repeats and depth.sample out")
+        if self.residual.kind != "single":
+            raise ValueError(f"halting is '{kind}': residual.kind must be single, not '{self.residual.kind}'")
+        return self
+
     def feed_forward_of(self, layer: int) -> FeedForward:
         """The slot of distinct layer `layer`."""
         return self.feed_forward_at.get(layer, self.feed_forward)
 
+    def balance_terms(self) -> dict[str, BalanceTerm]:
+        """What the loss takes of the statistics of routing, by router name."""
+        return self.feed_forward.balance_terms() | self.attention.balance_terms()
+
     def statistic_scopes(self) -> set[Scope]:
         """Over what the model's statistics of routing are taken."""
-        return self.feed_forward.statistic_scopes().union(*(slot.statistic_scopes() for slot in self.feed_forward_at.values()))
+        slots = [self.feed_forward, *self.feed_forward_at.values()]
+        return {scope for slot in slots for scope in slot.statistic_scopes()} | {
+            term.balance.scope for term in self.attention.balance_terms().values()
+        }

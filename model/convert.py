@@ -177,6 +177,8 @@ def to_official_config(config: ModelConfig) -> dict[str, Any]:
     for name, value in _OFFICIAL_ROUTING.items():
         if getattr(feed_forward, name) != value:
             raise ModelError(f"feed_forward.{name} is {getattr(feed_forward, name)!r}; the official library has {value!r} only")
+    if config.halting.kind != "none":
+        raise ModelError(f"halting.kind is '{config.halting.kind}'; the official library has none only")
     if config.residual.kind != "single":
         raise ModelError(f"residual.kind is '{config.residual.kind}'; the official library has single only")
     if config.norm != "peri":

@@ -15,7 +15,7 @@ from model.dense_config import DenseFeedForwardConfig
 from model.exchange import Exchange, ExpertWork, run_experts
 from model.initialise import Constant, Normal, Rules, TruncatedNormal
 from model.moe_config import RoutedConfig
-from model.scored_router import SlotRouter
+from model.slot_router import SlotRouter
 from model.visit import Visit
 
 

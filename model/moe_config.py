@@ -51,6 +51,9 @@ class RoutedConfig(FeedForwardSlot):
     def routed_experts(self) -> int:
         return self.n_experts
 
+    def router_weights(self, d_model: int) -> int:
+        return self.n_experts * (self.router_hidden or d_model)
+
     def balance_terms(self) -> dict[str, BalanceTerm]:
         if isinstance(self.balance, BiasBalance | NoBalance):
             return {}

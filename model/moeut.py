@@ -20,9 +20,7 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from kernels.linear_cross_entropy import linear_cross_entropy
 from kernels.rows import wide_dtype
 from model.attention import Statistics
-from model.attention_config import SwitchHeadConfig
 from model.balance import BalanceSums, Means
-from model.balance_config import BalanceTerm, EntropyBalance
 from model.bank import ExpertBank
 from model.block import Block
 from model.cache import KVCache
@@ -30,11 +28,14 @@ from model.config import ModelConfig
 from model.depth_override import check_repeats
 from model.errors import ModelError
 from model.exchange import Exchange, LocalExchange
+from model.halting import run_layer
+from model.halting_config import Computed
 from model.initialise import Constant, Normal, Repeated, Rules, Uniform, draw
 from model.norm import LayerNorm
 from model.rotary import Positions, positions
 from model.router import Record
 from model.sharding import Box
+from model.slots import build_halting
 from model.streams import build_streams
 from model.truncation import constant_step
 from model.visit import Visit
@@ -51,6 +52,8 @@ class ModelOutput:
         cross_entropy: summed over all tokens, nats, float32 at least; 0 without targets.
         balance_B: weighted regulariser of every sequence, float32 at least; the loss adds its mean.
         balance_loss: mean of `balance_B`, 0 for an empty batch.
+        ponder_B: weighted halting loss of every sequence, 0 without halting; the loss adds its mean.
+        computed: tokens that every visit made really computed, in order (`model.accounting` turns them into multiply-accumulates).
         loads: a visit's routes per feed-forward expert, int64 [E], of the tokens given here, by the visit's number; zeros for visits that
             were not made, no entries for slots without routed experts.
         records: what every visit chose, by the visit's number.
@@ -61,6 +64,8 @@ class ModelOutput:
     cross_entropy: Tensor
     balance_B: Tensor
     balance_loss: Tensor
+    ponder_B: Tensor
+    computed: list[Computed]
     loads: list[Tensor]
     records: list[Record]
     step_sums: Means
@@ -95,6 +100,7 @@ class MoEUT(nn.Module):
         self.streams = build_streams(config.residual, config.depth, config.d_model)
         self.embedding = nn.Embedding(config.vocab_size, self.streams.table_copies * config.d_model)
         self.layers = nn.ModuleList(Block(config, layer, *places, recompute == "experts") for layer in range(config.depth.n_layers))
+        self.halting = build_halting(config.halting, config.d_model)
         self.final_norm = LayerNorm(config.d_model)
         self.head = nn.Linear(self.streams.head_copies * config.d_model, config.vocab_size)
 
@@ -127,17 +133,21 @@ class MoEUT(nn.Module):
         check_repeats(self.config, repeats)
         records = self._records(records, self.config.depth.n_numbers(repeats))
         where = self._positions(tokens_BT, segments_BT, cache)
-        balance = self.balance_sums(self._balance_terms(), step_means)
+        balance = self.balance_sums(self.config.balance_terms(), step_means)
         x = self._embed(tokens_BT)
+        walk = self.halting.begin(x, tokens_BT, repeats, cache is not None)
         for place in self.config.depth.visits(repeats):
             visit_cache = None if cache is None else cache.visits[place.number]
             visit = Visit(visit_cache, records[place.number], place.number, place.repeat, place.layer, repeats)
+            walk.enter(visit, x)
             x, statistics = self._visit(x, where, visit)
             balance.add(place.layer, statistics)
-        balance_B, balance_loss = balance.finish(tokens_BT.shape[0], tokens_BT.shape[1], x)
-        logits_BTV, cross_entropy = self._read_out(self.streams.leave(x, self.final_norm).to(self.head.weight.dtype), targets_BT)
-        step_sums = balance.of_step_scope(tokens_BT.shape[1])
-        return ModelOutput(logits_BTV, cross_entropy, balance_B, balance_loss, self._loads(records), records, step_sums)
+        left = walk.leave(x)
+        balance_B, balance_loss = balance.finish(tokens_BT.shape[0], left.n_tokens, left.x)
+        logits_BTV, cross_entropy = self._read_out(self.streams.leave(left.x, self.final_norm).to(self.head.weight.dtype), targets_BT)
+        regularisers = balance_B, balance_loss, left.ponder_B, left.computed
+        step_sums = balance.of_step_scope(left.n_tokens)
+        return ModelOutput(logits_BTV, cross_entropy, *regularisers, self._loads(records), records, step_sums)
 
     def _read_out(self, x_BTW: Tensor, targets_BT: Tensor | None) -> tuple[Tensor, Tensor]:
         """Logits and a cross-entropy of 0, or no logits and the cross-entropy."""
@@ -191,7 +201,7 @@ class MoEUT(nn.Module):
 
     def _pass(self, x: Tensor, where: Positions, visit: Visit) -> tuple[Tensor, Statistics]:
         read_BTD, x = self.streams.read(visit, x)
-        y_BTD, statistics = self.layers[visit.layer](read_BTD, where, visit)
+        y_BTD, statistics = run_layer(self.layers[visit.layer], read_BTD, where, visit)
         return self.streams.write(visit, x, y_BTD), statistics
 
     def _positions(self, tokens_BT: Tensor, segments_BT: Tensor | None, cache: KVCache | None) -> Positions:
@@ -215,12 +225,6 @@ class MoEUT(nn.Module):
             return []
         none_E = torch.zeros(experts, dtype=torch.int64, device=self.head.weight.device)
         return [record["loads"]["feed_forward"][0] if "loads" in record else none_E for record in records]
-
-    def _balance_terms(self) -> dict[str, BalanceTerm]:
-        terms = self.config.feed_forward.balance_terms()
-        if isinstance(self.config.attention, SwitchHeadConfig):
-            terms["attention.value"] = terms["attention.output"] = BalanceTerm(self.config.attention.balance_weight, EntropyBalance())
-        return terms
 
     def _rules(self) -> Rules:
         width = self.config.d_model

@@ -73,7 +73,8 @@ class OfficialBalance(BalanceSums):
             total = total + self.terms["feed_forward"].weight * mean[layer, "feed_forward"]
         return total.squeeze(0)
 
-    def _values(self, n_tokens: int) -> dict[Key, Tensor]:
+    def _values(self, n_tokens: int | None) -> dict[Key, Tensor]:
+        assert n_tokens is not None, "no token halts in the official library"
         entropies = super()._values(n_tokens)
         for key, logits in self._logits.items():
             logits_BTRME = torch.stack(logits, dim=2)

@@ -25,6 +25,12 @@ def statistic(balance: Balance, logits_BTME: Tensor, expert_BTMK: Tensor) -> Ten
     return sum_BME
 
 
+def tokens_of(balance: Regularised, sum_BMC: Tensor) -> Tensor:
+    """How many tokens a statistic was summed over, [B, M, 1]: each one's softmax adds one."""
+    others = {"entropy": 0, "mim": 1, "switch": sum_BMC.shape[-1] // 2}[balance.kind]
+    return sum_BMC[..., : sum_BMC.shape[-1] - others].detach().sum(dim=-1, keepdim=True)
+
+
 def value(balance: Regularised, mean_MC: Tensor) -> Tensor:
     """The regulariser [M] at the mean statistic of a token; see the kinds in `model.balance_config`."""
     if isinstance(balance, SwitchBalance):

@@ -32,6 +32,10 @@ class FeedForwardSlot(Strict):
         """Experts that expert parallelism can partition and whose routes are counted at every visit; 0 where there are none."""
         return 0
 
+    def router_weights(self, d_model: int) -> int:
+        """Of its parameters those that visits have apart with `depth.per_visit: [router]`."""
+        return 0
+
     def balance_terms(self) -> dict[str, BalanceTerm]:
         """What the loss takes of the statistics that the module gives, by router name."""
         return {}

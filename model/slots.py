@@ -1,4 +1,4 @@
-"""Which module fills a feed-forward slot: by the `kind` of its configuration."""
+"""Which module fills a feed-forward or halting slot: by the `kind` of its configuration."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from typing import Any
 
 from torch import nn
 
-from model.config import FeedForward
+from model.act import Act
+from model.config import FeedForward, Halting
 from model.exchange import Exchange
 from model.feed_forward import DenseFeedForward, RoutedFeedForward
+from model.halting import NoHalting
+from model.halting_config import ActConfig, StickBreakingConfig
 from model.peer import Peer
 from model.pkm import PKM, PKMHalves
+from model.stick_breaking import StickBreaking
 from model.topk import TopK
 
 
@@ -35,3 +39,10 @@ FEED_FORWARDS: dict[str, Callable[[int, Any, Exchange, bool], nn.Module]] = {
 def build_feed_forward(d_model: int, config: FeedForward, exchange: Exchange, recompute_experts: bool) -> nn.Module:
     """The feed-forward that `config` names. Its forward takes (data, normalised data, record) and gives (y, statistics)."""
     return FEED_FORWARDS[config.kind](d_model, config, exchange, recompute_experts)
+
+
+def build_halting(config: Halting, d_model: int) -> NoHalting | StickBreaking | Act:
+    """The halting that `config` names."""
+    if isinstance(config, StickBreakingConfig):
+        return StickBreaking(config, d_model)
+    return Act(config, d_model) if isinstance(config, ActConfig) else NoHalting()

@@ -41,18 +41,23 @@ class SwitchHead(QueryKeyAttention):
         self.value = ExpertBank(exchange, self.n_experts, d_model, config.d_head)
         self.output = ExpertBank(exchange, self.n_experts, config.d_head, d_model)
 
-    def forward(self, data_BTD: Tensor, n_BTD: Tensor, where: Positions, visit: Visit) -> tuple[Tensor, Statistics]:
-        """Attention of `n_BTD` (queries, keys, routers) with values read from `data_BTD`: y [B, T, D] and the routers' statistics."""
-        record = visit.record
+    def forward(
+        self, data_BTD: Tensor, n_BTD: Tensor, where: Positions, visit: Visit, query_BTD: Tensor | None = None
+    ) -> tuple[Tensor, Statistics]:
+        """Attention of `query_BTD` (None: `n_BTD`; queries, output router) to keys of `n_BTD` (value router too) and values of `data_BTD`.
+
+        Gives y [B, T, D] and the routers' statistics.
+        """
+        record, query_BTD = visit.record, n_BTD if query_BTD is None else query_BTD
         value_routing = self.value_router(n_BTD, record, visit.repeat)
-        output_routing = self.output_router(n_BTD, record, visit.repeat)
+        output_routing = self.output_router(query_BTD, record, visit.repeat)
         value = self._run(self._values, data_BTD.flatten(0, 1), value_routing, record, "attention.value.exchange")
         value_BTHd = value.view(*data_BTD.shape[:2], self.n_heads, self.d_head)
-        attended_BTHd = self.attend(n_BTD, value_BTHd, where, visit.cache)
+        attended_BTHd = self.attend(n_BTD, value_BTHd, where, visit, query_BTD)
         rows = attended_BTHd.flatten(2).flatten(0, 1)
         y = self._run(self._outputs, rows, output_routing, record, "attention.output.exchange")
         statistics = {"attention.value": value_routing.statistic, "attention.output": output_routing.statistic}
-        return y.view_as(data_BTD), statistics
+        return y.view_as(query_BTD), statistics
 
     def _run(self, bank: Callable[[ExpertWork], Tensor], x_NC: Tensor, routing: Routing, record: Record, name: str) -> Tensor:
         first_H1 = torch.arange(0, self.n_experts, self.experts_per_head, device=x_NC.device)[:, None]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from model.cache import VisitCache
 from model.router import Record
+from model.skipping import Skipping
 
 
 @dataclass
@@ -19,6 +20,7 @@ class Visit:
         repeat: how many times the layer was visited before.
         layer: which of the distinct layers.
         repeats: how many times this pass goes through the group.
+        skipping: which tokens are computed, as rows [N, 1, D]; None: all, as [B, T, D].
     """
 
     cache: VisitCache | None = None
@@ -27,3 +29,4 @@ class Visit:
     repeat: int = 0
     layer: int = 0
     repeats: int = 1
+    skipping: Skipping | None = None

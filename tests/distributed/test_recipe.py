@@ -60,6 +60,19 @@ def test_faults_are_named(override: str, told: list[str]) -> None:
         assert words in str(fault.value)
 
 
+def test_choices_of_tokens_that_halt_are_not_replayed() -> None:
+    with pytest.raises(RunError, match=r"router\.replay is 'record', but with model\.halting 'act' .* set router\.replay=off"):
+        load_recipe(QUICKSTART, ["router.replay=record", "model.halting={kind: act}"])
+
+
+def test_momha_is_not_partitioned() -> None:
+    momha = "model.attention={kind: momha, n_heads: 2, d_head: 16, n_experts: 4, top_k: 2}"
+    with pytest.raises(
+        RunError, match=r"expert_parallel\.attention is true, but model\.attention 'momha' .* set expert_parallel\.attention=false"
+    ):
+        load_recipe(QUICKSTART, [momha, "expert_parallel.attention=true"])
+
+
 def test_unreadable_recipes_are_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="configs/"):
         load_recipe(tmp_path / "none.yaml")

@@ -18,7 +18,7 @@ from distributed.recipe_file import check_recipe
 from distributed.run_folder import RunFolder
 from distributed.trained import load_trained
 from distributed.world_rules import check_same_world
-from model.scored_router import SlotRouter
+from model.slot_router import SlotRouter
 
 PEER = {"kind": "peer", "n_keys": 4, "d_key": 4, "top_k": 4, "query_norm": "batch"}
 

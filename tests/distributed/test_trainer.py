@@ -121,3 +121,19 @@ def test_step_to_sample_ids_is_the_same_in_any_world_and_on_any_hosts(home: Path
         assert ids == expected
     first_epoch = [sample for step in range(4) for sample in expected[step]]
     assert len(set(first_epoch)) == len(first_epoch)
+
+
+def test_a_run_whose_tokens_halt_resumes_with_equal_bits(home: Path, pool: Pool) -> None:
+    """Every rank has its own number of tokens in a pass; both make all passes. What was saved is a figure of the run."""
+    values = recipe_values(home, steps=4)
+    values["model"] |= {"depth": {"group": 1, "repeats": 3}, "halting": {"kind": "act", "epsilon": 0.27}}
+    assert run(pool, home, values | {"name": "halting"}, None) == ["finished"] * 2
+    assert run(pool, home, values | {"name": "halting_stopped"}, 2) == ["stopped"] * 2
+    assert run(pool, home, values | {"name": "halting_stopped"}, None, resume=True) == ["finished"] * 2
+    assert state(home, "halting_stopped", 4) == state(home, "halting", 4)
+    lines = [json.loads(line) for line in (home / "runs/halting/metrics.jsonl").read_text().splitlines()]
+    figures = [line["halting"] for line in lines if "halting" in line]
+    assert len(figures) == 4
+    for figure in figures:
+        assert 1.0 < figure["mean_passes"] < 3.0 and 0.0 < figure["saved_share"] < 1.0
+        assert 0.01 * figure["mean_passes"] < figure["loss"] < 0.01 * (figure["mean_passes"] + 1)

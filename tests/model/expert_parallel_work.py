@@ -45,7 +45,7 @@ def _loss(model: MoEUT, tokens_BT: Tensor, n_sequences: int) -> Tensor:
     """This rank's part of the global loss."""
     output = model(tokens_BT)
     cross_entropy = F.cross_entropy(output.logits.flatten(0, 1), tokens_BT.roll(-1, 1).flatten(), reduction="sum")
-    return cross_entropy / (n_sequences * tokens_BT.shape[1]) + output.balance_B.sum() / n_sequences
+    return cross_entropy / (n_sequences * tokens_BT.shape[1]) + (output.balance_B + output.ponder_B).sum() / n_sequences
 
 
 def _gradients(model: MoEUT) -> dict[str, Tensor]:

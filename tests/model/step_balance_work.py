@@ -37,7 +37,7 @@ def _step(
 ) -> dict[str, Any]:
     """Gradients, logits, this rank's part of the balance loss, buffers after the step, and the first expert of every bank here."""
     model = MoEUT(tiny_config(**KINDS[kind]), exchange, None, recompute).double().init_parameters(1).train()
-    balance, moves = StepBalance(model, topology, global_batch), StepMoves(model, topology)
+    balance, moves = StepBalance(model, topology), StepMoves(model, topology)
     parts = tokens_BT.tensor_split(micro_batches)
     if balance.looks_ahead(micro_batches):
         with torch.no_grad():

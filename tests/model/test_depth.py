@@ -81,6 +81,25 @@ def test_an_unrolled_twin_has_the_logits_and_the_summed_gradients(name: str, ord
 
 
 @pytest.mark.parametrize("norm", ["peri", "pre", "post"])
+def test_a_visit_adds_its_embedding_and_scales_what_it_adds(norm: str) -> None:
+    """A plain layer that is given x + e and whose two last matrices are s times as large; 0.7 where s is not learned."""
+    dense = {"attention": KINDS["dense"]["attention"], "feed_forward": KINDS["dense"]["feed_forward"], "norm": norm}
+    for own in ([], ["embedding", "residual_scale"]):
+        depth = {"group": 1, "repeats": 3, "per_visit": own, "residual_scale": 0.7}
+        layer, x_BTD = tiny_model(depth=depth, **dense).layers[0], torch.randn(2, 5, 36, dtype=torch.float64)
+        where = tiny_model(**dense)._positions(tiny_tokens(2, 5), None, None)
+        for repeat in range(3):
+            plain = tiny_model(depth={"group": 1, "repeats": 1}, **dense).layers[0]
+            plain.load_state_dict({name: value for name, value in layer.state_dict().items() if not name.startswith("depth.")})
+            scale, e_D = (layer.depth.residual_scale[repeat], layer.depth.embedding[repeat]) if own else (0.7, 0.0)
+            with torch.no_grad():
+                for last in (plain.attention.output.weight, plain.feed_forward.down.weight, plain.feed_forward.down.bias):
+                    last *= scale
+                found_BTD, _ = layer(x_BTD, where, Visit(repeat=repeat, repeats=3))
+                assert relative(found_BTD, plain(x_BTD + e_D, where, Visit())[0]) <= 1e-13
+
+
+@pytest.mark.parametrize("norm", ["peri", "pre", "post"])
 @pytest.mark.parametrize("own", [["embedding"], ["norm"], ["residual_scale"]])
 def test_a_new_model_is_that_without_the_switch(own: list[str], norm: str) -> None:
     """One seed, the same bits; routers are drawn anew, of one norm for every row."""

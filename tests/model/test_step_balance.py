@@ -43,9 +43,9 @@ def test_a_step_is_that_of_one_process(
 
 
 def test_only_what_needs_it_is_measured_first() -> None:
-    ahead = {kind: StepBalance(tiny_model(**KINDS[kind]), ALONE, 4).looks_ahead(2) for kind in ["peri", "dense", *ROUTED]}
+    ahead = {kind: StepBalance(tiny_model(**KINDS[kind]), ALONE).looks_ahead(2) for kind in ["peri", "dense", *ROUTED]}
     assert [kind for kind, looks in ahead.items() if looks] == ["switch", "softmax_renormalised", "two_layer_router"]
-    assert not StepBalance(tiny_model(**KINDS["switch"]), ALONE, 4).looks_ahead(1)
+    assert not StepBalance(tiny_model(**KINDS["switch"]), ALONE).looks_ahead(1)
 
 
 def test_a_skipped_step_moves_no_bias_and_leaves_no_load() -> None:
@@ -62,7 +62,7 @@ def test_a_skipped_step_moves_no_bias_and_leaves_no_load() -> None:
 
 def test_the_choices_of_the_first_forward_are_kept_in_order() -> None:
     model = tiny_model(feed_forward={**KINDS["softmax_renormalised"]["feed_forward"], "expert_dropout": 0.5}).train()
-    balance = StepBalance(model, ALONE, 2)
+    balance = StepBalance(model, ALONE)
     first = [model(row_BT) for row_BT in tiny_tokens(2).split(1)]
     balance.measure(iter(first))
     for output in first:
@@ -72,3 +72,5 @@ def test_the_choices_of_the_first_forward_are_kept_in_order() -> None:
             assert record.keys() == {"feed_forward", "attention.value", "attention.output"}
             assert torch.equal(record["feed_forward"], made["feed_forward"])
     assert balance.next_records() is None
+    for key, mean_MC in (balance.means or {}).items():  # per sequence, of as many as there were
+        assert relative(mean_MC, sum(output.step_sums[key] for output in first) / 2) <= 1e-12

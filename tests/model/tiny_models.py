@@ -12,6 +12,7 @@ from model.config import ModelConfig
 from model.moeut import ModelOutput, MoEUT
 
 SWITCHHEAD = {"kind": "switchhead", "n_heads": 2, "d_head": 13, "n_experts": 3}
+MOMHA = {"kind": "momha", "n_heads": 2, "d_head": 14, "n_experts": 5, "top_k": 3}
 SIGMA_MOE = {"kind": "sigma_moe", "n_experts": 7, "d_expert": 16, "top_k": 3}
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -46,6 +47,9 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "two_layer_router": {"feed_forward": {**SIGMA_MOE, "router_hidden": 9, "balance": {"kind": "mim"}}},
     "bias": {"feed_forward": {**SIGMA_MOE, "balance": {"kind": "bias"}}},
+    "momha": {"norm": "post", "attention": MOMHA},
+    "stick_breaking": {"halting": {"kind": "stick_breaking"}},
+    "act": {"halting": {"kind": "act", "epsilon": 0.27}},
     "prelude_and_coda": {"depth": {"prelude": 1, "group": 2, "repeats": 2, "coda": 1, "order": "loop"}},
     "per_visit": {
         "depth": {"group": 2, "repeats": 2, "coda": 1, "per_visit": ["router", "norm", "embedding", "residual_scale"]},
@@ -79,7 +83,8 @@ def tiny_tokens(n_sequences: int = 2, n_tokens: int = 11, seed: int = 0) -> Tens
 
 
 def loss_of(output: ModelOutput, targets_BT: Tensor) -> Tensor:
-    return F.cross_entropy(output.logits.flatten(0, 1), targets_BT.flatten()) + output.balance_loss
+    auxiliary = output.balance_loss + output.ponder_B.sum() / max(len(targets_BT), 1)
+    return F.cross_entropy(output.logits.flatten(0, 1), targets_BT.flatten()) + auxiliary
 
 
 def gradients(model: MoEUT, tokens_BT: Tensor, **arguments: Any) -> dict[str, Tensor]:
