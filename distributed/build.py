@@ -1,4 +1,4 @@
-"""From a recipe to a model on this rank: device type, where experts live, initial weights."""
+"""From a recipe to a model on this rank: device type, where experts and tables live, initial weights."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 
 from distributed.exchange import TokenExchange
 from distributed.recipe import Recipe
+from distributed.table_exchange import ColumnExchange
 from distributed.topology import Topology
 from distributed.weight_exchange import WeightExchange
 from model.attention_config import SwitchHeadConfig
@@ -52,6 +53,7 @@ def build_model(recipe: Recipe, topology: Topology) -> MoEUT:
     exchange = build_exchange(recipe, topology)
     partitioned_attention = recipe.expert_parallel.attention and isinstance(recipe.model.attention, SwitchHeadConfig)
     attention_exchange = exchange if partitioned_attention else LocalExchange()
-    model = MoEUT(recipe.model, exchange, attention_exchange, recipe.train.recompute)
+    table_exchange = ColumnExchange(topology.tables, topology.device) if topology.tables.size > 1 else None
+    model = MoEUT(recipe.model, exchange, attention_exchange, recipe.train.recompute, table_exchange)
     model.init_parameters(recipe.seed)
     return model.to(device=topology.device, dtype=choose_dtype(recipe.train.precision, topology.device))

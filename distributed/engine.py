@@ -22,14 +22,14 @@ from model.sharding import Box
 
 
 class ShardedModel(Protocol):
-    """What an engine asks of a module: which parameters are partitioned, where each lies in its global tensor, and whom to tell
-    of backwards and of changed weights."""
+    """What an engine asks of a module: which parameters are partitioned over how many ranks, where each lies in its global tensor,
+    and whom to tell of backwards and of changed weights."""
 
     exchanges: list[Exchange]
 
     def boxes(self) -> dict[str, Box]: ...
 
-    def expert_parameters(self) -> dict[str, nn.Parameter]: ...
+    def partitioned_parameters(self) -> dict[str, int]: ...
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 What DeepSpeed must be told, and why:
 
-- Expert layers: it looks for `deepspeed.moe.layer.MoE` among the modules. A marker without parameters is enough, with
-  `allreduce = False` and a `group_name` on the expert parameters, and optimizer groups that carry that name.
+- Expert layers, and tables cut along d alike: it looks for `deepspeed.moe.layer.MoE` among the modules. A marker without
+  parameters is enough, with `allreduce = False` and a `group_name` on the parameters, and optimizer groups that carry
+  that name. Partitions are known by their number of ranks; there may be several.
 - `gradient_allreduce_op: sum`: the trainer normalises its loss by global counts; the mean would also divide by the
   world in the gradient's own type, which rounds unless the world is a power of two.
 - One reduction bucket: it is flushed when the next parameter does not fit. Ranks with uneven expert counts then flush
@@ -95,18 +96,22 @@ class DeepSpeedEngine:
 
 
 def _hand_over(model: Any, parameters: dict[str, nn.Parameter], topology: Topology) -> tuple[nn.Module, list[dict[str, Any]]]:
-    """The module for DeepSpeed and its optimizer groups: replicated parameters, and experts if they are partitioned."""
-    if topology.expert_parallel == 1:
-        return model, [{"params": list(parameters.values()), "name": "replicated"}]
-    experts = model.expert_parameters()
-    handed = _with_experts_class()(model, topology, has_experts=any(parameter.numel() for parameter in experts.values()))
-    partitioned = [*experts.values(), *handed.marker.parameters()]
-    group_name = f"ep_size_{topology.expert_parallel}"
-    for parameter in partitioned:
-        parameter.allreduce = False
-        parameter.group_name = group_name
-    replicated = [parameter for name, parameter in parameters.items() if name not in experts]
-    return handed, [{"params": replicated, "name": "replicated"}, {"params": partitioned, "name": group_name, "moe": True}]
+    """The module for DeepSpeed and its optimizer groups: replicated parameters, and those partitioned over each number of ranks."""
+    ranks_of: dict[str, int] = model.partitioned_parameters()
+    replicated = [parameter for name, parameter in parameters.items() if name not in ranks_of]
+    groups: list[dict[str, Any]] = [{"params": replicated, "name": "replicated"}]
+    sizes = sorted({part.size for part in (topology.experts, topology.tables)} - {1})
+    if not sizes:
+        return model, groups
+    parts = {size: [parameters[name] for name, ranks in ranks_of.items() if ranks == size] for size in sizes}
+    handed = _with_experts_class()(model, {size: any(parameter.numel() for parameter in part) for size, part in parts.items()})
+    for marker, (size, part) in zip(handed.markers, parts.items(), strict=True):
+        partitioned, group_name = [*part, *marker.parameters()], f"ep_size_{size}"
+        for parameter in partitioned:
+            parameter.allreduce = False
+            parameter.group_name = group_name
+        groups.append({"params": partitioned, "name": group_name, "moe": True})
+    return handed, groups
 
 
 @cache
@@ -114,14 +119,14 @@ def _with_experts_class() -> Any:
     from deepspeed.moe.layer import MoE
 
     class ExpertMarker(MoE):
-        """Says that there are expert layers. Computes nothing."""
+        """Says that there are parameters partitioned over `size` ranks. Computes nothing."""
 
-        def __init__(self, topology: Topology, has_experts: bool) -> None:
+        def __init__(self, size: int, owns_some: bool) -> None:
             nn.Module.__init__(self)
-            self.num_experts = self.ep_size = topology.expert_parallel
+            self.num_experts = self.ep_size = size
             self.num_local_experts = 1
-            self.expert_group_name = f"ep_size_{topology.expert_parallel}"
-            if not has_experts:
+            self.expert_group_name = f"ep_size_{size}"
+            if not owns_some:
                 # A rank may own no expert, but DeepSpeed's optimizer needs the expert group on every rank.
                 self.placeholder = nn.Parameter(torch.zeros(1))
 
@@ -129,12 +134,12 @@ def _with_experts_class() -> Any:
             """The groups exist already."""
 
     class WithExperts(nn.Module):
-        """The model beside its marker; the model itself stays as it is."""
+        """The model beside a marker for each number of ranks; the model itself stays as it is."""
 
-        def __init__(self, model: nn.Module, topology: Topology, has_experts: bool) -> None:
+        def __init__(self, model: nn.Module, owns_some: dict[int, bool]) -> None:
             super().__init__()
             self.model = model
-            self.marker = ExpertMarker(topology, has_experts).to(next(model.parameters()))
+            self.markers = nn.ModuleList(ExpertMarker(size, owns) for size, owns in owns_some.items()).to(next(model.parameters()))
 
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             return self.model(*args, **kwargs)

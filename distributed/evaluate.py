@@ -81,7 +81,7 @@ def held_out_loss(
     try:
         for call in range(calls):
             ids = mine[call * batch : (call + 1) * batch]
-            if ids or (topology is not None and topology.expert_parallel > 1):
+            if ids or (topology is not None and topology.forward_meets):
                 total += _score(model, windows.read_ragged(ids) if ids else [], device, end_of_document, repeats)
     finally:
         model.train(was_training)

@@ -64,6 +64,15 @@ class ExpertParallelConfig(Strict):
     move: Literal["tokens", "weights", "auto"] = "tokens"
 
 
+class TableParallelConfig(Strict):
+    """Tables of product-key memories and PEER cut along d: `size` ranks share one set; `size` divides the number of workers.
+
+    Master weights, moments and gradients are cut with them. Equal results for every size.
+    """
+
+    size: int = Field(default=1, ge=1)
+
+
 class RouterConfig(Strict):
     """`replay: record` writes every expert choice of the run; `replay: use` takes them from `choices` (a run name).
 
@@ -184,6 +193,7 @@ class Recipe(Strict):
     data: DataConfig
     train: TrainConfig
     expert_parallel: ExpertParallelConfig = ExpertParallelConfig()
+    table_parallel: TableParallelConfig = TableParallelConfig()
     router: RouterConfig = RouterConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     validation: ValidationConfig = ValidationConfig()

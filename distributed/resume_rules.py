@@ -14,6 +14,7 @@ MAY_CHANGE = {
     "logging.*": "how often",
     "cluster.*": "workers, CPUs, nodes, address, time-out",
     "expert_parallel.*": "how experts are laid over the workers",
+    "table_parallel.*": "how tables are cut over the workers",
     "data.loader_workers": "processes that read ahead",
     "data.prefetch": "how far they read ahead",
     "data.on_damage": "what a damaged shard does",

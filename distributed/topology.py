@@ -1,9 +1,11 @@
-"""Which rank this process is, who shares experts with it, and the process groups that connect them.
+"""Which rank this process is, who shares experts and tables with it, and the process groups that connect them.
 
 The world is data-parallel ranks. Expert-parallel groups are slices of it: ranks [k*ep, (k+1)*ep) share one set of
 experts, and ranks that own the same experts (equal rank modulo ep) reduce expert gradients among themselves.
 
     world 4, ep 2:   expert groups [0 1] [2 3]     data groups [0 2] [1 3]
+
+Tables are shared in the same way, by as many ranks or by another number of them.
 """
 
 from __future__ import annotations
@@ -22,6 +24,20 @@ from distributed.errors import RunError
 
 
 @dataclass(frozen=True)
+class Partition:
+    """A cut of the world into runs of `size` ranks. A run shares something (`group`), ranks equal modulo `size` hold the same part of
+    it (`data_group`), and `rank` is this one's number in its run. The groups are None where the topology has none."""
+
+    size: int
+    rank: int
+    group: dist.ProcessGroup | None
+    data_group: dist.ProcessGroup | None
+
+
+UNCUT = Partition(1, 0, None, None)
+
+
+@dataclass(frozen=True)
 class Topology:
     """This rank's place. The groups are None when there is one process and no process group."""
 
@@ -34,6 +50,17 @@ class Topology:
     expert_group: dist.ProcessGroup | None
     data_group: dist.ProcessGroup | None
     world_group: dist.ProcessGroup | None
+    tables: Partition = UNCUT
+
+    @property
+    def experts(self) -> Partition:
+        """Who shares experts."""
+        return Partition(self.expert_parallel, self.expert_rank, self.expert_group, self.data_group)
+
+    @property
+    def forward_meets(self) -> bool:
+        """Whether a forward has collectives, so that a rank without data must run it too."""
+        return self.experts.size > 1 or self.tables.size > 1
 
     @property
     def expert_rank(self) -> int:
@@ -42,19 +69,25 @@ class Topology:
 
 
 def init_topology(
-    expert_parallel: int = 1, *, device: str = "auto", timeout_seconds: float = 600.0, use_deepspeed: bool | None = None
+    expert_parallel: int = 1,
+    *,
+    table_parallel: int = 1,
+    device: str = "auto",
+    timeout_seconds: float = 600.0,
+    use_deepspeed: bool | None = None,
 ) -> Topology:
     """Read RANK, WORLD_SIZE, LOCAL_RANK and MASTER_*, meet the other ranks and make the groups.
 
     Args:
         expert_parallel: ranks that share one set of experts; divides the world.
+        table_parallel: ranks that share one set of tables; divides the world.
         device: `auto` (an accelerator where there is one), `cpu`, `cuda` or `cuda:<n>`.
         timeout_seconds: how long a collective may wait for its peers, in every group.
         use_deepspeed: make DeepSpeed use the same groups; None: when it is installed. A lone process without a
             launcher's environment gets a process group only with DeepSpeed, which cannot do without.
 
     Raises:
-        RunError: the environment or `expert_parallel` is wrong, or there is no such device.
+        RunError: the environment, `expert_parallel` or `table_parallel` is wrong, or there is no such device.
     """
     rank, world, local_rank = (_from_environment(name, default) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
@@ -62,8 +95,9 @@ def init_topology(
         raise RunError(f"{' and '.join(missing)} must be set for a world of {world}, as torchrun and `launch.sh train` do")
     if not 0 <= rank < world:
         raise RunError(f"RANK is {rank} and WORLD_SIZE is {world}; ranks count from 0 to WORLD_SIZE-1")
-    if expert_parallel < 1 or world % expert_parallel:
-        raise RunError(f"expert_parallel.size is {expert_parallel}, which does not divide {world} workers")
+    for field, size in (("expert_parallel", expert_parallel), ("table_parallel", table_parallel)):
+        if size < 1 or world % size:
+            raise RunError(f"{field}.size is {size}, which does not divide {world} workers")
     if use_deepspeed is None:
         use_deepspeed = importlib.util.find_spec("deepspeed") is not None
     place = _choose_device(device, local_rank)
@@ -72,7 +106,11 @@ def init_topology(
         return Topology(rank, world, local_rank, expert_parallel, place, backend, None, None, None)
     timeout = timedelta(seconds=timeout_seconds)
     _meet(rank, world, place, timeout)
-    topology = Topology(rank, world, local_rank, expert_parallel, place, backend, *_make_groups(rank, world, expert_parallel, timeout))
+    experts = tables = _make_partition(rank, world, expert_parallel, timeout)
+    if table_parallel != expert_parallel:
+        tables = UNCUT if table_parallel == 1 else _make_partition(rank, world, table_parallel, timeout)
+    world_group: Any = dist.new_group(list(range(world)), timeout=timeout)
+    topology = Topology(rank, world, local_rank, expert_parallel, place, backend, experts.group, experts.data_group, world_group, tables)
     if use_deepspeed:
         _share_with_deepspeed(topology, timeout)
     return topology
@@ -140,13 +178,13 @@ def _meet(rank: int, world: int, device: torch.device, timeout: timedelta) -> No
         dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=rank, world_size=world)
 
 
-def _make_groups(rank: int, world: int, expert_parallel: int, timeout: timedelta) -> tuple[Any, Any, Any]:
-    """Every rank makes all groups in the same order, and keeps its own: expert, data, world."""
-    mine = []
-    for layout in (expert_group_ranks(world, expert_parallel), data_group_ranks(world, expert_parallel), [list(range(world))]):
+def _make_partition(rank: int, world: int, size: int, timeout: timedelta) -> Partition:
+    """Every rank makes all groups in the same order, and keeps its own."""
+    mine: list[Any] = []
+    for layout in (expert_group_ranks(world, size), data_group_ranks(world, size)):
         groups = [dist.new_group(ranks, timeout=timeout) for ranks in layout]
         mine.append(next(group for ranks, group in zip(layout, groups, strict=True) if rank in ranks))
-    return mine[0], mine[1], mine[2]
+    return Partition(size, rank % size, *mine)
 
 
 def _share_with_deepspeed(topology: Topology, timeout: timedelta) -> None:
@@ -162,11 +200,12 @@ def _share_with_deepspeed(topology: Topology, timeout: timedelta) -> None:
     # Compiled with the host's C++ compiler at start-up (half a minute, a crash without one); training never uses it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(topology.backend, verbose=False, timeout=timeout)
-    size = topology.expert_parallel
-    name, first = f"ep_size_{size}", topology.rank - topology.expert_rank
-    groups._EXPERT_PARALLEL_GROUP[name] = topology.expert_group
-    groups._EXPERT_PARALLEL_GROUP_RANKS[name] = range(first, first + size)
-    groups._EXPERT_DATA_PARALLEL_GROUP[name] = topology.data_group
-    groups._EXPERT_DATA_PARALLEL_GROUP_RANKS[name] = range(topology.expert_rank, topology.world, size)
     groups._WORLD_GROUP = topology.world_group
-    groups._create_expert_and_data_parallel(size)
+    # It knows partitions by their size alone: two of equal size have the same groups.
+    for part in {part.size: part for part in (topology.experts, topology.tables) if part.group is not None}.values():
+        name, first = f"ep_size_{part.size}", topology.rank - part.rank
+        groups._EXPERT_PARALLEL_GROUP[name] = part.group
+        groups._EXPERT_PARALLEL_GROUP_RANKS[name] = range(first, first + part.size)
+        groups._EXPERT_DATA_PARALLEL_GROUP[name] = part.data_group
+        groups._EXPERT_DATA_PARALLEL_GROUP_RANKS[name] = range(part.rank, topology.world, part.size)
+        groups._create_expert_and_data_parallel(part.size)

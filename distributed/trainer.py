@@ -70,7 +70,12 @@ def train(recipe: Recipe, run: RunFolder, resume: bool = False, branch_from: str
         RunError, DataError, ModelError: something the user can mend.
     """
     use_deepspeed = False if recipe.train.engine == "plain" else None
-    topology = init_topology(recipe.expert_parallel.size, timeout_seconds=recipe.cluster.timeout_seconds, use_deepspeed=use_deepspeed)
+    topology = init_topology(
+        recipe.expert_parallel.size,
+        table_parallel=recipe.table_parallel.size,
+        timeout_seconds=recipe.cluster.timeout_seconds,
+        use_deepspeed=use_deepspeed,
+    )
     failed = True
     try:
         check_world(recipe, topology.world)

@@ -23,15 +23,17 @@ def check_world(recipe: Recipe, workers: int) -> None:
     """Faults that depend on how many workers there are.
 
     Raises:
-        RunError: expert parallelism or the batch does not fit the number of workers.
+        RunError: expert or table parallelism or the batch does not fit the number of workers.
     """
+    for field, size in (("expert_parallel", recipe.expert_parallel.size), ("table_parallel", recipe.table_parallel.size)):
+        if workers % size:
+            fits = [n for n in range(1, workers + 1) if workers % n == 0]
+            raise RunError(f"{field}.size is {size}, which does not divide {workers} workers; choose one of {fits}")
     size = recipe.expert_parallel.size
-    if workers % size:
-        fits = [n for n in range(1, workers + 1) if workers % n == 0]
-        raise RunError(f"expert_parallel.size is {size}, which does not divide {workers} workers; choose one of {fits}")
     if size > 1 and not recipe.model.feed_forward.routed_experts:
         kind = recipe.model.feed_forward.kind
         raise RunError(f"expert_parallel.size is {size} but model.feed_forward.kind is '{kind}', which has no experts; set it to 1")
+    _check_tables(recipe)
     batch = recipe.train.global_batch
     if batch < workers:
         raise RunError(f"train.global_batch is {batch}, fewer than one sequence a worker; raise it to {workers} or more")
@@ -41,3 +43,13 @@ def check_world(recipe: Recipe, workers: int) -> None:
             f"train.global_batch is {batch}, which {workers} workers cannot share equally; "
             f"choose {below or above} or {above}, or set train.uneven_batch=true"
         )
+
+
+def _check_tables(recipe: Recipe) -> None:
+    """Whether there are tables to cut, and a column for every rank."""
+    size, model = recipe.table_parallel.size, recipe.model
+    if size > 1 and not any(model.feed_forward_of(layer).table_rows for layer in range(model.depth.n_layers)):
+        kind = model.feed_forward.kind
+        raise RunError(f"table_parallel.size is {size} but model.feed_forward.kind is '{kind}', which has no tables; set it to 1")
+    if size > model.d_model:
+        raise RunError(f"table_parallel.size is {size}, more than model.d_model, {model.d_model} columns; set it to at most that")

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from model.exchange import Exchange
-from model.sharding import Box
+from model.sharding import Box, Shard
 
 
 class ExpertBank(nn.Module):
     """`weight` [e, d_in, d_out] over the e experts that live here, a contiguous range of all `n_experts` (maybe none).
 
-    `partitioned` tells whether other ranks hold the rest; it is the same on every rank, whatever a rank owns.
+    The number of ranks in its shard is the same on every rank, whatever a rank owns.
     """
 
     weight: Tensor
@@ -21,7 +21,6 @@ class ExpertBank(nn.Module):
         super().__init__()
         self.exchange, self.n_experts = exchange, n_experts
         self.owned, self.served = exchange.owned(n_experts), exchange.served(n_experts)
-        self.partitioned = exchange.size > 1
         self.global_shape = (n_experts, d_in, d_out)
         self.weight = nn.Parameter(torch.empty(len(self.owned), d_in, d_out))
 
@@ -29,6 +28,6 @@ class ExpertBank(nn.Module):
         """The experts that routes may name here, [served, d_in, d_out]."""
         return self.exchange.gather(self.weight, self.n_experts)
 
-    def box(self) -> Box:
+    def shards(self) -> dict[str, Shard]:
         """Where `weight` lies in the bank over all experts."""
-        return Box.rows(self.global_shape, self.owned.start, self.owned.stop)
+        return {"weight": Shard(Box.rows(self.global_shape, self.owned.start, self.owned.stop), self.exchange.size)}

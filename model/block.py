@@ -22,6 +22,7 @@ from model.router import Router
 from model.skipping import Skipping
 from model.slots import build_feed_forward
 from model.switchhead import SwitchHead
+from model.table_exchange import TableExchange
 from model.visit import Visit
 
 
@@ -36,11 +37,19 @@ class Block(nn.Module):
     It is distinct layer `layer` of `config`; those of the repeated group have what `config.depth.per_visit` names once a visit.
     """
 
-    def __init__(self, config: ModelConfig, layer: int, exchange: Exchange, attention_exchange: Exchange, recompute_experts: bool) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        layer: int,
+        exchange: Exchange,
+        attention_exchange: Exchange,
+        recompute_experts: bool,
+        tables: TableExchange,
+    ) -> None:
         super().__init__()
         self.norm, self.dropout = config.norm, config.dropout
         self.attention = build_attention(config, attention_exchange)
-        self.feed_forward = build_feed_forward(config.d_model, config.feed_forward_of(layer), exchange, recompute_experts)
+        self.feed_forward = build_feed_forward(config.d_model, config.feed_forward_of(layer), exchange, recompute_experts, tables)
         depth = config.depth if config.depth.is_repeated(layer) else DepthConfig()
         own_norms = depth.most_repeats if "norm" in depth.per_visit else None
         self.attention_norm = LayerNorm(config.d_model, own_norms)

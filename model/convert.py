@@ -117,7 +117,7 @@ def official_gradients(model: MoEUT) -> dict[str, Tensor]:
 
 def official_names(model: MoEUT) -> dict[str, str]:
     """Official name of every parameter of `model`."""
-    if model.expert_parameters():
+    if model.partitioned_parameters():
         raise ModelError("this rank holds only a part of the experts; convert a model built without an exchange")
     return {name: _official_name(name) for name, _ in model.named_parameters()}
 

@@ -24,8 +24,8 @@ from model.visit import Visit
 class Left(NamedTuple):
     """What a batch leaves with.
 
-    `ponder_B`: the weighted halting loss of every sequence, a mean over its tokens. `n_tokens`: tokens a sequence that every visit
-    computed, None where they differ. `computed`: one entry a visit.
+    `ponder_B`: the weighted halting loss of every sequence, a mean over its tokens (scope `sequence`). `n_tokens`: tokens of a
+    sequence that every visit computed, None where visits differ. `computed`: one entry a visit.
     """
 
     x: Tensor

@@ -21,7 +21,6 @@ from kernels.linear_cross_entropy import linear_cross_entropy
 from kernels.rows import wide_dtype
 from model.attention import Statistics
 from model.balance import BalanceSums, Means
-from model.bank import ExpertBank
 from model.block import Block
 from model.cache import KVCache
 from model.config import ModelConfig
@@ -34,9 +33,10 @@ from model.initialise import Constant, Normal, Repeated, Rules, Uniform, draw
 from model.norm import LayerNorm
 from model.rotary import Positions, positions
 from model.router import Record
-from model.sharding import Box
+from model.sharding import Box, Shard
 from model.slots import build_halting
 from model.streams import build_streams
+from model.table_exchange import LocalTables, TableExchange
 from model.truncation import constant_step
 from model.visit import Visit
 
@@ -78,6 +78,7 @@ class MoEUT(nn.Module):
         config: what it is.
         exchange: how tokens reach feed-forward experts (None: all experts are here).
         attention_exchange: the same for SwitchHead's experts (None: every rank has all of them).
+        table_exchange: the same for the columns of memories' and PEER's tables (None: all are here).
         recompute: what the backward makes again: `none`; `experts`, their hidden activations; `visit`, everything of a visit.
     """
 
@@ -87,6 +88,7 @@ class MoEUT(nn.Module):
         exchange: Exchange | None = None,
         attention_exchange: Exchange | None = None,
         recompute: Recompute = "none",
+        table_exchange: TableExchange | None = None,
     ) -> None:
         super().__init__()
         if recompute not in ("none", "experts", "visit"):
@@ -99,7 +101,8 @@ class MoEUT(nn.Module):
         self.exchanges: list[Exchange] = list(dict.fromkeys(places))
         self.streams = build_streams(config.residual, config.depth, config.d_model)
         self.embedding = nn.Embedding(config.vocab_size, self.streams.table_copies * config.d_model)
-        self.layers = nn.ModuleList(Block(config, layer, *places, recompute == "experts") for layer in range(config.depth.n_layers))
+        how = *places, recompute == "experts", table_exchange or LocalTables()
+        self.layers = nn.ModuleList(Block(config, layer, *how) for layer in range(config.depth.n_layers))
         self.halting = build_halting(config.halting, config.d_model)
         self.final_norm = LayerNorm(config.d_model)
         self.head = nn.Linear(self.streams.head_copies * config.d_model, config.vocab_size)
@@ -163,22 +166,21 @@ class MoEUT(nn.Module):
         with torch.no_grad():
             for name, parameter in self.named_parameters():
                 box = boxes[name]
-                values = draw(rules[name], name, box.global_shape, seed)
-                parameter.copy_(values[box.offset[0] : box.offset[0] + box.shape[0]])
+                parameter.copy_(draw(rules[name], name, box.global_shape, seed)[box.index])
         return self
 
     def boxes(self) -> dict[str, Box]:
-        """Where every parameter lies in its global tensor; an expert bank holds rows of the bank over all experts."""
-        banks = {f"{name}.weight": bank.box() for name, bank in self._banks()}
-        return {name: banks.get(name) or Box.whole(tuple(parameter.shape)) for name, parameter in self.named_parameters()}
+        """Where every parameter lies in its global tensor: an expert bank holds rows of it, a table columns."""
+        boxes = {name: shard.box for name, shard in self._shards().items()}
+        return {name: boxes.get(name) or Box.whole(tuple(parameter.shape)) for name, parameter in self.named_parameters()}
 
-    def expert_parameters(self) -> dict[str, nn.Parameter]:
-        """Parameters partitioned over the expert-parallel group, by name; the same names on every rank."""
-        partitioned = {f"{name}.weight" for name, bank in self._banks() if bank.partitioned}
-        return {name: parameter for name, parameter in self.named_parameters() if name in partitioned}
+    def partitioned_parameters(self) -> dict[str, int]:
+        """Parameters of which a group of ranks holds a part each, and how many ranks that is; equal on every rank."""
+        return {name: shard.ranks for name, shard in self._shards().items() if shard.ranks > 1}
 
-    def _banks(self) -> list[tuple[str, ExpertBank]]:
-        return [(name, module) for name, module in self.named_modules() if isinstance(module, ExpertBank)]
+    def _shards(self) -> dict[str, Shard]:
+        sharded = [(name, module) for name, module in self.named_modules() if hasattr(module, "shards")]
+        return {f"{name}.{key}": shard for name, module in sharded for key, shard in module.shards().items()}
 
     def _embed(self, tokens_BT: Tensor) -> Tensor:
         x = self.embedding(tokens_BT)

@@ -1,36 +1,41 @@
 """PEER: experts of one hidden neuron, picked among very many by product keys (arXiv 2407.04153, Algorithm 1).
 
 Shape suffixes: B sequences, T tokens of all sequences, H heads, K experts a head, N experts, D model width.
+Of all ranks that share the tables: G tokens, R = H * K experts each; S columns of D that live here (`model.table_exchange`).
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from kernels.peer import peer
+from kernels.peer import ACTIVATIONS, peer
+from kernels.table_rows import gather_dot, gather_sum
 from model.attention import Statistics
 from model.initialise import Normal, Rules, Uniform
 from model.product_key_config import PeerConfig
 from model.product_keys import ProductKeys, Queries
+from model.table_exchange import Meeting, TableExchange, TableSlot
 from model.visit import Visit
 
 
-class Peer(nn.Module):
+class Peer(TableSlot):
     """y = sum over heads and their k winners of gate * act(down_i . x) * up_i.
 
-    Tables `down`, `up` [N, D], no biases. Queries read the normalised stream, experts the data path. The layer is homogeneous in
+    Tables `down`, `up` [N, S], no biases. Queries read the normalised stream, experts the data path. The layer is homogeneous in
     its data with `relu` only.
     """
 
-    def __init__(self, d_model: int, config: PeerConfig) -> None:
-        super().__init__()
-        self.d_model, self.config = d_model, config
+    down: Tensor
+    up: Tensor
+
+    def __init__(self, d_model: int, config: PeerConfig, tables: TableExchange | None = None) -> None:
+        super().__init__(d_model, tables)
+        self.config = config
         self.queries = Queries(d_model, config.heads, config.d_key, bias=False, norm=config.query_norm)
         sets = config.heads if config.keys_per_head else 1
         self.keys = ProductKeys("feed_forward", config.heads, sets, config.n_keys, config.top_k, config.d_key)
-        self.down = nn.Parameter(torch.empty(config.n_slots, d_model))
-        self.up = nn.Parameter(torch.empty(config.n_slots, d_model))
+        self.add_table("down", config.n_slots)
+        self.add_table("up", config.n_slots)
 
     def forward(self, data_BTD: Tensor, n_BTD: Tensor, visit: Visit) -> tuple[Tensor, Statistics]:
         """y [B, T, D], and no statistics; experts are recorded as `feed_forward`, int64 [T, H, K], their gates under `gates`."""
@@ -38,7 +43,17 @@ class Peer(nn.Module):
         gate_THK = winners.score_THK.softmax(dim=-1) if self.config.gate == "softmax" else winners.score_THK.sigmoid()
         visit.record.setdefault("gates", {})["feed_forward"] = gate_THK.detach()
         x_TD, picked = data_BTD.flatten(0, 1), (winners.slot_THK.flatten(1), gate_THK.flatten(1))
-        return peer(x_TD, *picked, self.down, self.up, self.config.activation).view_as(data_BTD), {}
+        if self.table_exchange.size == 1:  # whole rows: one kernel for what parts of rows need three for
+            y_TD = peer(x_TD, *picked, self.down, self.up, self.config.activation)
+        else:
+            y_TD = self._sliced(x_TD, *picked, self.meet(x_TD, visit.record))
+        return y_TD.view_as(data_BTD), {}
+
+    def _sliced(self, x_TD: Tensor, expert_TR: Tensor, gate_TR: Tensor, group: Meeting) -> Tensor:
+        """The same by columns: only a dot product over all of D may meet the activation."""
+        expert_GR, gate_GR = group.gather(expert_TR), group.gather(gate_TR)
+        dot_GR = group.sum(gather_dot(group.scatter(x_TD), self.down, expert_GR))
+        return group.back(gather_sum(gate_GR * ACTIVATIONS[self.config.activation].value(dot_GR), self.up, expert_GR))
 
     def init_rules(self, scale: float) -> Rules:
         """The paper gives none. Queries and both tables: normals of variance scale^2 / d; sub-keys as in product-key memories."""

@@ -37,6 +37,10 @@ class ProductKeyConfig(FeedForwardSlot):
         return self.n_keys**2
 
     @property
+    def table_rows(self) -> int:
+        return self.n_slots
+
+    @property
     def reads(self) -> int:
         """Rows a token reads."""
         return self.heads * self.top_k

@@ -9,6 +9,7 @@ M routers side by side, E experts.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TypeAlias
 
 import torch
@@ -25,16 +26,22 @@ OF_KEYS = {"attention.value"}
 
 
 class Rows:
-    """The tokens where `chosen_BT` is true, sequence after sequence. Making it reads their number back to the host."""
+    """The tokens where `chosen_BT` is true, sequence after sequence. Their number is read back to the host; for padding, A too."""
 
     def __init__(self, chosen_BT: Tensor) -> None:
         self.chosen_BT, self.shape = chosen_BT, chosen_BT.shape
         self.sequence_N, self.place_N = chosen_BT.nonzero(as_tuple=True)
-        self._slot_N = (chosen_BT.cumsum(1) - 1)[self.sequence_N, self.place_N]
-        self._longest = int(chosen_BT.sum(1).max()) if chosen_BT.numel() else 0
 
     def __len__(self) -> int:
         return self.sequence_N.shape[0]
+
+    @cached_property
+    def _slot_N(self) -> Tensor:
+        return (self.chosen_BT.cumsum(1) - 1)[self.sequence_N, self.place_N]
+
+    @cached_property
+    def _longest(self) -> int:
+        return int(self.chosen_BT.sum(1).max()) if self.chosen_BT.numel() else 0
 
     def take(self, x_BT: Tensor) -> Tensor:
         """The rows of `x_BT` [B, T, ...]: [N, ...]."""
@@ -50,6 +57,7 @@ class Rows:
         return padded.index_put((self.sequence_N, self._slot_N), x_N)
 
     def unpad(self, x_BA: Tensor) -> Tensor:
+        """What `pad` made, back: [N, ...]."""
         return x_BA[self.sequence_N, self._slot_N]
 
     def sum_by_sequence(self, statistic_NME: Tensor) -> Tensor:

@@ -32,6 +32,11 @@ class FeedForwardSlot(Strict):
         """Experts that expert parallelism can partition and whose routes are counted at every visit; 0 where there are none."""
         return 0
 
+    @property
+    def table_rows(self) -> int:
+        """Rows of each of its tables that can be cut along d over ranks; 0 where it has none."""
+        return 0
+
     def router_weights(self, d_model: int) -> int:
         """Of its parameters those that visits have apart with `depth.per_visit: [router]`."""
         return 0

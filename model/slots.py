@@ -16,6 +16,7 @@ from model.halting_config import ActConfig, StickBreakingConfig
 from model.peer import Peer
 from model.pkm import PKM, PKMHalves
 from model.stick_breaking import StickBreaking
+from model.table_exchange import TableExchange
 from model.topk import TopK
 
 
@@ -30,14 +31,16 @@ FEED_FORWARDS: dict[str, Callable[[int, Any, Exchange, bool], nn.Module]] = {
     "s_base": RoutedFeedForward,
     "dense": _alone(DenseFeedForward),
     "topk": _alone(TopK),
-    "pkm": _alone(PKM),
-    "pkm_halves": _alone(PKMHalves),
-    "peer": _alone(Peer),
 }
 
+TABLES: dict[str, Callable[[int, Any, TableExchange], nn.Module]] = {"pkm": PKM, "pkm_halves": PKMHalves, "peer": Peer}
+"""Slots that read a few rows of a large table, whose columns may live on several ranks."""
 
-def build_feed_forward(d_model: int, config: FeedForward, exchange: Exchange, recompute_experts: bool) -> nn.Module:
-    """The feed-forward that `config` names. Its forward takes (data, normalised data, record) and gives (y, statistics)."""
+
+def build_feed_forward(d_model: int, config: FeedForward, exchange: Exchange, recompute_experts: bool, tables: TableExchange) -> nn.Module:
+    """The feed-forward that `config` names. Its forward takes (data, normalised data, visit) and gives (y, statistics)."""
+    if config.kind in TABLES:
+        return TABLES[config.kind](d_model, config, tables)
     return FEED_FORWARDS[config.kind](d_model, config, exchange, recompute_experts)
 
 

@@ -162,7 +162,12 @@ class Saver:
             step=step,
             fence=self._fence,
             rank=topology.rank,
-            layout={"world": topology.world, "expert_parallel": topology.expert_parallel, "threads": torch.get_num_threads()},
+            layout={
+                "world": topology.world,
+                "expert_parallel": topology.experts.size,
+                "table_parallel": topology.tables.size,
+                "threads": torch.get_num_threads(),
+            },
             snapshot=self._buffer.take(*live_tensors(fragments, kept)),
             pieces=pieces_of(fragments, rank_file(topology.rank, topology.world, self._fence)),
             buffers=list(kept),

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from engine_work import one_step, start, state, train_config
+from layouts_work import build
 from small_model import SmallModel
 
 from distributed import checkpoint
@@ -15,10 +16,10 @@ from distributed.engine import Engine, build_engine
 from distributed.topology import Topology, init_topology
 
 
-def begin(expert_parallel: int, n_experts: int, **train: Any) -> tuple[Engine, Topology, SmallModel]:
-    """As `start`, with a number of experts."""
-    topology = init_topology(expert_parallel, device="cpu", timeout_seconds=60)
-    model = SmallModel(topology, n_experts)
+def begin(expert_parallel: int, n_experts: int = 0, table_parallel: int = 1, **train: Any) -> tuple[Engine, Topology, Any]:
+    """As `start`, with a number of experts; with none of them the model with tables."""
+    topology = init_topology(expert_parallel, table_parallel=table_parallel, device="cpu", timeout_seconds=60)
+    model = SmallModel(topology, n_experts) if n_experts else build("tables", topology)
     return build_engine(model, train_config(**train), topology), topology, model
 
 
@@ -31,9 +32,18 @@ def train_and_save(folder: str, expert_parallel: int, steps: int = 3, n_experts:
     checkpoint.save(Path(folder), steps, engine.fragments(), {"running_mean": torch.arange(4.0)}, meta, topology)
 
 
-def load_and_save(source: str, copy: str, expert_parallel: int, n_experts: int, **train: Any) -> dict[str, Any]:
+def draw_and_save(folder: str, **layout: Any) -> None:
+    """Save masters and moments of random values."""
+    engine, topology, _ = begin(**layout)
+    for fragment in engine.fragments():
+        for view in fragment.tensors.values():
+            view.uniform_()
+    checkpoint.save(Path(folder), 3, engine.fragments(), {"running_mean": torch.arange(4.0)}, Meta(applied_steps=3, tokens=9), topology)
+
+
+def load_and_save(source: str, copy: str, **layout: Any) -> dict[str, Any]:
     """Load the newest checkpoint into a fresh engine and save what is there; the parameters and the counters."""
-    engine, topology, model = begin(expert_parallel, n_experts, **train)
+    engine, topology, model = begin(**layout)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
@@ -43,7 +53,8 @@ def load_and_save(source: str, copy: str, expert_parallel: int, n_experts: int, 
     manifest = checkpoint.load(path, engine.fragments(), model.boxes(), buffers, topology)
     engine.finish_load(manifest.meta.applied_steps)
     checkpoint.save(Path(copy), manifest.step, engine.fragments(), buffers, manifest.meta, topology)
-    return {"weights": {name: parameter.detach().clone() for name, parameter in model.named_parameters()}, "applied": engine.applied_steps}
+    weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    return {"weights": weights, "boxes": model.boxes(), "applied": engine.applied_steps}
 
 
 def resume_and_train(folder: str | None, first: int, last: int, expert_parallel: int, **train: Any) -> list[dict[str, Any]]:

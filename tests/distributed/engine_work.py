@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from small_model import SmallModel
@@ -11,6 +11,11 @@ from torch import Tensor
 from distributed.engine import Engine, build_engine
 from distributed.recipe import TrainConfig
 from distributed.topology import Topology, init_topology
+from model.exchange import Exchange
+from model.pkm import PKM
+from model.product_key_config import PKMConfig
+from model.sharding import Box
+from model.visit import Visit
 
 GLOBAL_BATCH = 12
 
@@ -78,6 +83,39 @@ def accumulated_gradient(zero_stage: int, engine: str, n_micro: int = 64) -> dic
         built.backward((built.module(rows) - targets).float().square().sum(), last=number == mine[-1])
     built.step(lr=1.0)
     return {fragment["name"]: (fragment["start"], before[fragment["name"]][1] - fragment["master"]) for fragment in state(built)}
+
+
+class OneValue(PKM):
+    """A memory of one value, which every visit reads with gate 1: its gradient is the sum of the visits' gradients."""
+
+    exchanges: ClassVar[list[Exchange]] = []
+
+    def __init__(self) -> None:
+        super().__init__(4, PKMConfig(n_keys=1, heads=1, top_k=1, d_key=2))
+        for parameter in self.parameters():
+            torch.nn.init.zeros_(parameter)
+
+    def boxes(self) -> dict[str, Box]:
+        return {name: Box.whole(tuple(parameter.shape)) for name, parameter in self.named_parameters()}
+
+    def partitioned_parameters(self) -> dict[str, int]:
+        return {}
+
+    def sum_of_reads(self, visits: int) -> Tensor:
+        n_BTD = torch.zeros(1, 1, 4, dtype=torch.bfloat16)
+        return torch.stack([self(n_BTD, n_BTD, Visit())[0].float().sum() for _ in range(visits)]).sum()
+
+
+def gradient_of_a_value(engine: str, zero_stage: int, visits: int, micro: int) -> list[Tensor]:
+    """What a bf16 table's master has moved by in one plain SGD step of learning rate 1, this rank's part."""
+    topology = init_topology(device="cpu", timeout_seconds=60)
+    model = OneValue().bfloat16()
+    settings = train_config(engine=engine, zero_stage=zero_stage, optimizer="sgd", clip=None, weight_decay=0.0)
+    built = build_engine(model, settings, topology)
+    for number in range(micro):
+        built.backward(model.sum_of_reads(visits), last=number == micro - 1)
+    built.step(lr=1.0)
+    return [-fragment["master"] for fragment in state(built) if fragment["name"] == "values"]
 
 
 def live_views(expert_parallel: int, engine: str = "deepspeed") -> dict[str, Any]:

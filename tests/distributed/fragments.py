@@ -18,10 +18,9 @@ def whole(results: list[dict[str, Any]], state: str = "master") -> dict[str, Ten
     for result in results:
         for fragment in result["state"]:
             name, box = fragment["name"], fragment["box"]
-            first = box.offset[0] * (tensors[name].numel() // box.global_shape[0])
-            target = tensors[name].view(-1)[first + fragment["start"] : first + fragment["stop"]]
-            assert target.isnan().all(), f"{name} has entries owned twice"
-            target.copy_(fragment[state])
+            entries = torch.arange(tensors[name].numel()).view(box.global_shape)[box.index].flatten()[fragment["start"] : fragment["stop"]]
+            assert tensors[name].view(-1)[entries].isnan().all(), f"{name} has entries owned twice"
+            tensors[name].view(-1)[entries] = fragment[state].to(tensors[name].dtype)
     for name, tensor in tensors.items():
         assert not tensor.isnan().any(), f"{name} has entries without an owner"
     return tensors

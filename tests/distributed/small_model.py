@@ -46,8 +46,8 @@ class SmallModel(nn.Module):
         shape = (self.n_experts, *self.bank_EDD.shape[1:])
         return whole | {"bank_EDD": Box.rows(shape, self.first, self.last)}
 
-    def expert_parameters(self) -> dict[str, nn.Parameter]:
-        return {"bank_EDD": self.bank_EDD} if self.topology.expert_parallel > 1 else {}
+    def partitioned_parameters(self) -> dict[str, int]:
+        return {"bank_EDD": self.topology.expert_parallel} if self.topology.expert_parallel > 1 else {}
 
     def _experts(self, x_ND: Tensor) -> Tensor:
         """All ranks of the group compute their experts for all rows of the group, then the results are summed."""

@@ -52,3 +52,19 @@ def test_there_and_back_over_six_pairs_of_layouts(pool: Pool, tmp_path: Path) ->
 
 def test_a_rank_without_an_expert(pool: Pool, tmp_path: Path) -> None:
     walk(pool, tmp_path, "DFB", n_experts=3)
+
+
+def test_tables_cut_over_one_two_four_ranks_and_back(pool: Pool, tmp_path: Path) -> None:
+    """Uneven columns, beside attention's experts partitioned over other numbers of ranks."""
+    pool.run(1, "checkpoint_work:draw_and_save", folder=str(tmp_path / "0"), expert_parallel=1, engine="plain")
+    first = logical(tmp_path / "0" / "step-00000003")
+    layouts = [(2, 1, 2, {"zero_stage": 1}), (4, 2, 4, {"zero_stage": 2}), (1, 1, 1, {"engine": "plain"})]
+    for number, (world, expert_parallel, table_parallel, train) in enumerate(layouts):
+        source, copy = str(tmp_path / str(number)), str(tmp_path / str(number + 1))
+        layout = {"expert_parallel": expert_parallel, "table_parallel": table_parallel, **train}
+        results = pool.run(world, "checkpoint_work:load_and_save", source=source, copy=copy, **layout)
+        after = logical(Path(copy) / "step-00000003")
+        assert after.keys() == first.keys() and all(torch.equal(after[key], first[key]) for key in first), layout
+        for result in results:
+            for name, box in result["boxes"].items():
+                assert torch.equal(result["weights"][name], first["master", name].view(box.global_shape)[box.index]), name

@@ -69,6 +69,18 @@ def test_bf16_gradient_over_64_micro_batches(pool: Pool, world: int, zero_stage:
         assert float((gradient - expected).norm() / expected.norm()) <= 5e-3, name
 
 
+@pytest.mark.parametrize(
+    ("world", "zero_stage", "engine", "expected"), [(1, 1, "plain", 602), (2, 1, "deepspeed", 1204), (2, 2, "deepspeed", 1200)]
+)
+def test_bf16_table_has_a_float32_gradient(pool: Pool, world: int, zero_stage: int, engine: str, expected: int) -> None:
+    """Over visits as over micro-batches: 301 reads twice a rank, where a sum kept in bf16 stops at 256.
+
+    301 takes 9 digits, of which bf16 has 8: stage 2 rounds each micro-batch's sum once, as its bucket has the parameters' type.
+    """
+    parts = pool.run(world, "engine_work:gradient_of_a_value", engine=engine, zero_stage=zero_stage, visits=301, micro=2)
+    assert torch.cat([piece for part in parts for piece in part]).tolist() == [expected] * 4
+
+
 @pytest.mark.parametrize(("world", "dtype", "zero_stage"), [(1, "float32", 1), (2, "float32", 1), (2, "bfloat16", 2)])
 def test_gradient_that_is_not_finite_is_skipped(pool: Pool, world: int, dtype: str, zero_stage: int) -> None:
     engine = "plain" if world == 1 else "deepspeed"

@@ -1,4 +1,4 @@
-"""155 experts over any layout equal one process, when the choices of one process are replayed.
+"""155 experts, and tables cut along d, over any layout equal one process, when the choices of one process are replayed.
 
 Without replay the first flipped top-k choice (seen at step 2 with 155 experts) parts the runs at 1e-3.
 """
@@ -18,12 +18,22 @@ SGD: dict[str, Any] = {"steps": 5, "lr": 1e-1, "clip": 0.25, "accumulate": 2, "o
 @pytest.fixture(scope="module")
 def alone(pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """One process without DeepSpeed and without exchange: its runs, and where it wrote its choices."""
+    return one_process(pool, tmp_path_factory, "experts", {"adamw": ADAMW, "sgd": SGD})
+
+
+@pytest.fixture(scope="module")
+def tables_alone(pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The same for the model with tables."""
+    return one_process(pool, tmp_path_factory, "tables", {"sgd": SGD})
+
+
+def one_process(pool: Pool, tmp_path_factory: pytest.TempPathFactory, kind: str, ways: dict[str, Any]) -> dict[str, Any]:
     runs: dict[str, Any] = {}
-    for name, settings in (("adamw", ADAMW), ("sgd", SGD)):
+    for name, settings in ways.items():
         folder = tmp_path_factory.mktemp(name)
-        runs[name] = pool.run(1, "layouts_work:train", choices=str(folder), record=True, engine="plain", **settings)
+        runs[name] = pool.run(1, "layouts_work:train", choices=str(folder), record=True, engine="plain", kind=kind, **settings)
         runs[f"{name} choices"] = str(folder)
-    assert min(runs["adamw"][0]["norms"] + runs["sgd"][0]["norms"]) > 0.25, "clipping is not active"
+        assert min(runs[name][0]["norms"]) > 0.25, "clipping is not active"
     return runs
 
 
@@ -42,6 +52,20 @@ def test_any_layout_equals_one_process(pool: Pool, alone: dict[str, Any], world:
 def test_moving_weights_equals_one_process(pool: Pool, alone: dict[str, Any], zero_stage: int) -> None:
     """Gathered once a step, with one and two micro-batches; stale weights or a gradient sent twice would part the runs."""
     compare(pool, alone, 4, {"expert_parallel": 2, "zero_stage": zero_stage, "record": False, "move": "weights"})
+
+
+@pytest.mark.parametrize(("expert_parallel", "table_parallel", "zero_stage"), [(1, 2, 1), (2, 4, 2), (2, 2, 1)])
+def test_tables_in_any_layout_equal_one_process(
+    pool: Pool, tables_alone: dict[str, Any], expert_parallel: int, table_parallel: int, zero_stage: int
+) -> None:
+    """Uneven columns, visits recomputed; attention's experts partitioned over as many ranks as the tables, and over fewer."""
+    layout = {"expert_parallel": expert_parallel, "table_parallel": table_parallel, "zero_stage": zero_stage}
+    sgd = pool.run(4, "layouts_work:train", choices=tables_alone["sgd choices"], record=False, kind="tables", **layout, **SGD)
+    losses = [sum(result["losses"][step] for result in sgd) for step in range(SGD["steps"])]
+    assert largest_difference(losses, tables_alone["sgd"][0]["losses"]) <= 1e-5
+    for result in sgd:
+        assert largest_difference(result["norms"], tables_alone["sgd"][0]["norms"]) <= 1e-5
+    assert worst(whole(sgd), whole(tables_alone["sgd"])) <= 1e-5
 
 
 def compare(pool: Pool, alone: dict[str, Any], world: int, layout: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from distributed.world_rules import check_world
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 QUICKSTART = CONFIGS / "quickstart.yaml"
+PEER = ["expert_parallel.size=1", "model.feed_forward={kind: peer, n_keys: 8, d_key: 4}"]
 
 
 CORPORA = sorted((CONFIGS / "corpora").glob("*.yaml"))
@@ -89,11 +90,26 @@ def test_unreadable_recipes_are_named(tmp_path: Path) -> None:
         (["expert_parallel.size=1"], 3, "train.global_batch is 8, which 3 workers cannot share equally; choose 6 or 9"),
         (["expert_parallel.size=1", "train.global_batch=2"], 3, "fewer than one sequence a worker"),
         (["expert_parallel.size=2", "model.feed_forward={kind: dense, d_ff: 8}"], 2, "has no experts"),
+        (["expert_parallel.size=1", "table_parallel.size=3"], 4, "table_parallel.size is 3, which does not divide 4 workers"),
+        (
+            ["table_parallel.size=2"],
+            2,
+            "table_parallel.size is 2 but model.feed_forward.kind is 'sigma_moe', which has no tables; set it to 1",
+        ),
+        ([*PEER, "table_parallel.size=4", "model.d_model=2"], 4, "more than model.d_model, 2 columns"),
     ],
 )
 def test_a_recipe_must_fit_its_workers(overrides: list[str], workers: int, told: str) -> None:
     with pytest.raises(RunError, match=told.replace(".", r"\.")):
         check_world(load_recipe(QUICKSTART, overrides), workers)
+
+
+def test_tables_may_be_cut_in_single_layers() -> None:
+    check_world(load_recipe(QUICKSTART, [*PEER, "table_parallel.size=4"]), 4)
+    single = ["expert_parallel.size=1", "model.feed_forward={kind: dense, d_ff: 8}"]
+    check_world(
+        load_recipe(QUICKSTART, [*single, "model.feed_forward_at={0: {kind: pkm, n_keys: 8, d_key: 4}}", "table_parallel.size=2"]), 2
+    )
 
 
 def test_uneven_batches_on_request() -> None:

@@ -26,7 +26,7 @@ def test_layout_of_groups() -> None:
 
 @pytest.mark.parametrize(("world", "expert_parallel"), [(1, 1), (2, 2), (3, 1), (3, 3), (4, 1), (4, 2), (4, 4)])
 def test_groups_hold_the_ranks_of_the_layout(pool: Any, world: int, expert_parallel: int) -> None:
-    for rank, place in enumerate(pool.run(world, "topology_work:groups", expert_parallel=expert_parallel, use_deepspeed=False)):
+    for rank, place in enumerate(pool.run(world, "topology_work:groups", expert_parallel=expert_parallel)):
         assert place["rank"] == rank
         assert place["expert_rank"] == rank % expert_parallel
         assert place["expert_group"] in expert_group_ranks(world, expert_parallel)
@@ -35,12 +35,24 @@ def test_groups_hold_the_ranks_of_the_layout(pool: Any, world: int, expert_paral
         assert place["world_group"] == list(range(world))
 
 
-@pytest.mark.parametrize(("world", "expert_parallel"), [(4, 2), (2, 1), (4, 4), (1, 1)])
-def test_deepspeed_takes_the_same_groups(pool: Any, world: int, expert_parallel: int) -> None:
+@pytest.mark.parametrize(("expert_parallel", "table_parallel"), [(1, 2), (2, 4), (2, 2)])
+def test_tables_have_groups_of_their_own_size(pool: Any, expert_parallel: int, table_parallel: int) -> None:
+    layout = {"expert_parallel": expert_parallel, "table_parallel": table_parallel}
+    for rank, place in enumerate(pool.run(4, "topology_work:groups", **layout)):
+        assert rank in place["table_group"] and place["table_group"] in expert_group_ranks(4, table_parallel)
+        assert rank in place["table_data_group"] and place["table_data_group"] in data_group_ranks(4, table_parallel)
+        assert place["expert_group"] in expert_group_ranks(4, expert_parallel)
+
+
+@pytest.mark.parametrize(
+    ("world", "expert_parallel", "table_parallel"), [(4, 2, 1), (2, 1, 1), (4, 4, 1), (1, 1, 1), (4, 1, 2), (4, 2, 4), (2, 2, 2)]
+)
+def test_deepspeed_takes_the_same_groups(pool: Any, world: int, expert_parallel: int, table_parallel: int) -> None:
     """In processes that served another world before: nothing of it may be left."""
-    for rank, found in enumerate(pool.run(world, "topology_work:deepspeed_groups", expert_parallel=expert_parallel)):
-        assert found["same_expert"] and found["same_data"] and found["same_world"]
-        assert found["names"] == [f"ep_size_{expert_parallel}"]
+    layout = {"expert_parallel": expert_parallel, "table_parallel": table_parallel}
+    for rank, found in enumerate(pool.run(world, "topology_work:deepspeed_groups", **layout)):
+        assert found["same_tables"] and found["same_expert"] and found["same_data"] and found["same_world"]
+        assert found["names"] == sorted({f"ep_size_{expert_parallel}"} | ({f"ep_size_{table_parallel}"} - {"ep_size_1"}))
         assert rank in found["expert"] and found["expert"] in expert_group_ranks(world, expert_parallel)
         assert rank in found["data"] and found["data"] in data_group_ranks(world, expert_parallel)
 

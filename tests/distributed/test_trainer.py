@@ -131,9 +131,22 @@ def test_a_run_whose_tokens_halt_resumes_with_equal_bits(home: Path, pool: Pool)
     assert run(pool, home, values | {"name": "halting_stopped"}, 2) == ["stopped"] * 2
     assert run(pool, home, values | {"name": "halting_stopped"}, None, resume=True) == ["finished"] * 2
     assert state(home, "halting_stopped", 4) == state(home, "halting", 4)
+    values["model"]["halting"] |= {"loss_weight": 0.0}
+    assert run(pool, home, values | {"name": "halting_free"}, 2) == ["stopped"] * 2
+    assert state(home, "halting_free", 2)["files"] != state(home, "halting_stopped", 2)["files"]
     lines = [json.loads(line) for line in (home / "runs/halting/metrics.jsonl").read_text().splitlines()]
     figures = [line["halting"] for line in lines if "halting" in line]
     assert len(figures) == 4
     for figure in figures:
         assert 1.0 < figure["mean_passes"] < 3.0 and 0.0 < figure["saved_share"] < 1.0
         assert 0.01 * figure["mean_passes"] < figure["loss"] < 0.01 * (figure["mean_passes"] + 1)
+
+
+def test_a_run_with_cut_tables_is_the_run_with_whole_ones(home: Path, pool: Pool) -> None:
+    """One held-out window for two ranks: the one without it must join its collectives."""
+    values = recipe_values(home, steps=2) | {"expert_parallel": {"size": 1}, "validation": {"every": 2, "windows": 1}}
+    values["model"]["feed_forward"] = {"kind": "peer", "n_keys": 8, "heads": 2, "top_k": 4, "d_key": 8}
+    for size in (1, 2):
+        run(pool, home, {**values, "name": f"cut-{size}", "table_parallel": {"size": size}}, stop=None)
+    whole, cut = (losses(str(home), f"cut-{size}") for size in (1, 2))
+    assert len(whole) == 2 and cut == pytest.approx(whole, rel=1e-4)

@@ -13,25 +13,31 @@ from distributed.collectives import barrier
 from distributed.topology import init_topology
 
 
-def groups(expert_parallel: int, use_deepspeed: bool | None = None) -> dict[str, Any]:
+def groups(expert_parallel: int, table_parallel: int = 1) -> dict[str, Any]:
     """Who is in this rank's groups, told by the groups themselves."""
-    topology = init_topology(expert_parallel, device="cpu", timeout_seconds=30, use_deepspeed=use_deepspeed)
+    topology = init_topology(expert_parallel, table_parallel=table_parallel, device="cpu", timeout_seconds=30, use_deepspeed=False)
     members = {}
-    for name in ("expert_group", "data_group", "world_group"):
-        group = getattr(topology, name)
+    made = {"table_group": topology.tables.group, "table_data_group": topology.tables.data_group} if table_parallel > 1 else {}
+    made |= {name: getattr(topology, name) for name in ("expert_group", "data_group", "world_group")}
+    for name, group in made.items():
         ranks = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size(group))]
         dist.all_gather(ranks, torch.tensor([topology.rank]), group=group)
         members[name] = [int(rank) for rank in ranks]
     return {"rank": topology.rank, "expert_rank": topology.expert_rank, **members}
 
 
-def deepspeed_groups(expert_parallel: int) -> dict[str, Any]:
+def deepspeed_groups(expert_parallel: int, table_parallel: int = 1) -> dict[str, Any]:
     """The groups that DeepSpeed's own look-ups give, and whether they are the topology's."""
     from deepspeed.utils import groups as theirs
 
-    topology = init_topology(expert_parallel, device="cpu", timeout_seconds=30, use_deepspeed=True)
+    topology = init_topology(expert_parallel, table_parallel=table_parallel, device="cpu", timeout_seconds=30, use_deepspeed=True)
+    name, tables = f"ep_size_{table_parallel}", topology.tables
+    same_tables = table_parallel == 1 or (
+        theirs._get_expert_parallel_group(name) is tables.group and theirs._get_expert_data_parallel_group(name) is tables.data_group
+    )
     name = f"ep_size_{expert_parallel}"
     return {
+        "same_tables": same_tables,
         "same_expert": theirs._get_expert_parallel_group(name) is topology.expert_group,
         "same_data": theirs._get_expert_data_parallel_group(name) is topology.data_group,
         "same_world": theirs._clone_world_group() is topology.world_group,

@@ -26,7 +26,7 @@ def run_share(
     tokens_BT = tiny_tokens(sum(share)).split(list(share))[topology.rank]
     with recorded_order() as order:
         _loss(model, tokens_BT, sum(share)).backward()
-    first = {name: model.boxes()[name].offset[0] for name in model.expert_parameters()}
+    first = {name: model.boxes()[name].offset[0] for name in model.partitioned_parameters()}
     return _gradients(model), first, order
 
 

@@ -107,14 +107,14 @@ def test_values_do_not_depend_on_where_experts_live(n_experts: int) -> None:
     """Three ranks, uneven shares, some of them empty or the whole bank; boxes say which rows a rank holds."""
     config = tiny_config(feed_forward={"kind": "sigma_moe", "n_experts": n_experts, "d_expert": 16, "top_k": 1})
     whole = MoEUT(config).init_parameters(5)
-    assert whole.expert_parameters() == {}
+    assert whole.partitioned_parameters() == {}
     banks = {f"layers.{layer}.{bank}.weight" for layer in (0, 1) for bank in ("feed_forward.up", "feed_forward.down")}
     attention_banks = {f"layers.{layer}.attention.{bank}.weight" for layer in (0, 1) for bank in ("value", "output")}
     rows = dict.fromkeys(banks | attention_banks, 0)
     for rank in range(3):
         part = MoEUT(config, Share(rank), Share(rank)).init_parameters(5)
-        assert part.expert_parameters().keys() == banks | attention_banks
-        assert MoEUT(config, Share(rank)).expert_parameters().keys() == banks
+        assert part.partitioned_parameters().keys() == banks | attention_banks
+        assert MoEUT(config, Share(rank)).partitioned_parameters().keys() == banks
         boxes = part.boxes()
         for name, parameter in part.named_parameters():
             box = boxes[name]

@@ -291,7 +291,7 @@ def test_coefficients_are_whole_on_every_rank() -> None:
     boxes = model.boxes()
     assert [boxes[f"streams.coefficients.{name}"].shape for name in ("predict", "correct")] == [(6, 2, 2), (6, 2)]
     assert all(boxes[name].shape == boxes[name].global_shape for name in boxes if name.startswith("streams."))
-    assert model.expert_parameters() == {}
+    assert model.partitioned_parameters() == {}
 
 
 def test_one_stream_is_not_altup() -> None:
