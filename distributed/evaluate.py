@@ -20,12 +20,14 @@ from torch.nn import functional as F
 from data_pipeline.manifest import check
 from data_pipeline.windows import Windows
 from distributed.batching import segments_of
+from distributed.errors import RunError
+from distributed.expert_use import ExpertUse
 from distributed.figures import perplexity
 from distributed.protocols import check_protocol, windows_counted
 from distributed.reduction import sum_over_ranks
 from distributed.run_folder import RunFolder, data_folder
 from distributed.topology import Topology
-from distributed.trained import load_trained
+from distributed.trained import Trained, load_trained
 from model.depth_override import check_repeats
 
 _NOT_SCORED = -100
@@ -54,6 +56,7 @@ def held_out_loss(
     max_windows: int | None = None,
     end_of_document: int | None = None,
     repeats: int | None = None,
+    use: ExpertUse | None = None,
 ) -> dict[str, Any]:
     """Mean negative log-likelihood a token over `windows`.
 
@@ -67,6 +70,7 @@ def held_out_loss(
         max_windows: only the first so many.
         end_of_document: given for a model trained with document masks: the token that ends a document.
         repeats: how many times the model goes through its group of layers; None: as configured.
+        use: counts what this rank's scored tokens choose.
 
     Returns:
         {"nats": mean a token, "total_nats": sum, "tokens": scored, "windows": scored}, equal on all ranks.
@@ -82,7 +86,8 @@ def held_out_loss(
         for call in range(calls):
             ids = mine[call * batch : (call + 1) * batch]
             if ids or (topology is not None and topology.forward_meets):
-                total += _score(model, windows.read_ragged(ids) if ids else [], device, end_of_document, repeats)
+                rows = windows.read_ragged(ids) if ids else []
+                total += _score(model, rows, device, end_of_document, repeats, use)
     finally:
         model.train(was_training)
     if topology is not None:
@@ -91,15 +96,25 @@ def held_out_loss(
     return {"nats": nats / tokens if tokens else math.nan, "total_nats": nats, "tokens": int(tokens), "windows": len(chosen)}
 
 
-def _score(model: nn.Module, rows: list[np.ndarray], device: torch.device, end_of_document: int | None, repeats: int | None) -> Tensor:
+def _score(
+    model: nn.Module,
+    rows: list[np.ndarray],
+    device: torch.device,
+    end_of_document: int | None,
+    repeats: int | None,
+    use: ExpertUse | None,
+) -> Tensor:
     """[2]: summed nats and scored tokens of one batch, fp64."""
     inputs_BT, targets_BT = (tokens_BT.to(device) for tokens_BT in pad(rows))
     segments_BT = segments_of(inputs_BT, end_of_document) if end_of_document is not None else None
-    logits_NV = model(inputs_BT, segments_BT=segments_BT, repeats=repeats).logits.flatten(0, 1)
+    output = model(inputs_BT, segments_BT=segments_BT, repeats=repeats)
+    logits_NV = output.logits.flatten(0, 1)
     wide_NV = logits_NV.float() if logits_NV.dtype in (torch.bfloat16, torch.float16) else logits_NV
     nats_N = F.cross_entropy(wide_NV, targets_BT.flatten(), reduction="none", ignore_index=_NOT_SCORED)
-    scored = (targets_BT != _NOT_SCORED).sum()
-    return torch.stack((nats_N.double().sum(), scored.double()))
+    scored_BT = targets_BT != _NOT_SCORED
+    if use is not None:
+        use.add(output.records, scored_BT.flatten())
+    return torch.stack((nats_N.double().sum(), scored_BT.sum().double()))
 
 
 def pad(rows: list[np.ndarray]) -> tuple[Tensor, Tensor]:
@@ -121,6 +136,7 @@ def evaluate_run(
     protocol: str = "tail",
     max_windows: int | None = None,
     repeats: int | None = None,
+    experts: bool = False,
 ) -> dict[str, Any]:
     """Held-out perplexity of a run's checkpoint, on this machine in one process.
 
@@ -131,19 +147,22 @@ def evaluate_run(
         protocol: one of `distributed.protocols.PROTOCOLS`.
         max_windows: the first so many windows of a source in place of the protocol's number (peS2o: 4111).
         repeats: how many times to go through the model's group of layers; None: as configured.
+        experts: also count what the tokens of all sources choose.
 
     Returns:
         {"run", "step", "protocol", "repeats", "sources": {name: figures}, "total": figures}; figures are nats, perplexity, tokens,
-        windows, and bits_per_byte where every byte of the source was scored and their number is known.
+        windows, and bits_per_byte where every byte of the source was scored and their number is known. With `experts` also
+        "experts", see `ExpertUse.figures`.
 
     Raises:
-        RunError: no such checkpoint or protocol, or fewer windows than the protocol's batch. DataError: the data are not
-            those of the run. ModelError: more repeats than the model has parameters for.
+        RunError: no such checkpoint or protocol, fewer windows than the protocol's batch, or no experts to count. DataError: the
+            data are not those of the run. ModelError: more repeats than the model has parameters for.
     """
     check_protocol(protocol)
     trained = load_trained(run, step)
     made = trained.recipe.model.depth.repeats if repeats is None else repeats
     check_repeats(trained.recipe.model, made)
+    use = _expert_use(trained, made) if experts else None
     folder = data_folder(trained.recipe)
     manifest = check(folder, trained.recipe.data)
     end_of_document = trained.tokenizer.end_of_document if trained.recipe.data.document_mask else None
@@ -151,13 +170,27 @@ def evaluate_run(
     for source in trained.recipe.data.sources:
         windows = Windows(folder, "held_out", source.name)
         limit = windows_counted(protocol, windows, source.name, max_windows)
-        result = held_out_loss(trained.model, windows, batch, trained.device, None, limit, end_of_document, made)
+        result = held_out_loss(trained.model, windows, batch, trained.device, None, limit, end_of_document, made, use)
         # The text's bytes, of which only the very first token's are not predicted.
         everything = limit == len(windows)
         n_bytes = manifest.sources[source.name].splits["held_out"].text_bytes if everything else None
         sources[source.name] = _with_rates(result, n_bytes)
     which = {"run": run.name, "step": trained.step, "protocol": protocol, "repeats": made}
-    return {**which, "sources": sources, "total": _pooled(list(sources.values()))}
+    figures = {**which, "sources": sources, "total": _pooled(list(sources.values()))}
+    return figures if use is None else {**figures, "experts": use.figures(use.sums())}
+
+
+def _expert_use(trained: Trained, repeats: int) -> ExpertUse:
+    model = trained.recipe.model
+    use = ExpertUse(model, trained.device, repeats)
+    if not any(use.candidates):
+        why = (
+            f"model.feed_forward is '{model.feed_forward.kind}'"
+            if model.halting.kind == "none"
+            else f"model.halting is '{model.halting.kind}'"
+        )
+        raise RunError(f"run '{trained.recipe.name}' has no experts to count: {why}; leave --experts out")
+    return use
 
 
 def _pooled(results: list[dict[str, Any]]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from distributed.clock import PARTS, STEP_PARTS
-from distributed.load import dead_share, imbalance, never_used_share, routing_entropy
+from distributed.load import dead_share, imbalance, never_used_share, routing_entropy, unevenness
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Interval:
 
     `repeats` and `macs`, the multiply-accumulates of forward passes, are summed over the steps as they were made.
     `loss` and `balance` are summed over the steps that were not skipped; `seconds_WP` has the order of `PARTS`;
-    `damaged` windows could not be read and were left out.
+    `damaged` windows could not be read and were left out; `use` are the figures of `ExpertUse` for the last micro-batch of every rank.
     """
 
     steps: int
@@ -42,6 +42,7 @@ class Interval:
     loads_VE: Tensor
     routes_WV: Tensor
     halting: dict[str, float]
+    use: dict[str, Any]
 
 
 def interval_figures(interval: Interval, schedule: list[int]) -> dict[str, Any]:
@@ -88,6 +89,7 @@ def interval_figures(interval: Interval, schedule: list[int]) -> dict[str, Any]:
         "device_bytes_max": int(interval.device_bytes_W.max().item()),
         "halting": interval.halting,
         "load": load_figures(interval.loads_VE, interval.routes_WV, schedule),
+        "use": use_figures(interval.use),
     }
 
 
@@ -115,24 +117,42 @@ def load_figures(loads_VE: Tensor, routes_WV: Tensor, schedule: list[int]) -> di
 
     Means are over visits that had routes: with sampled repeats the last ones may not have been made.
     `dead_share`: experts that got no route in a visit, mean over visits; `never_used_share`: in no visit of their layer.
+    `unevenness`: KL of routes to uniform, nats, mean over visits.
     `rank_imbalance`: routes on the busiest rank over the mean rank, mean over visits (each visit waits for its busiest).
     """
     if loads_VE.numel() == 0:
         return {}
     dead_V = dead_share(loads_VE)
     entropy_V = routing_entropy(loads_VE)
-    experts_V, ranks_V = imbalance(loads_VE.T), imbalance(routes_WV)
+    ranks_V = imbalance(routes_WV)
+    uneven_V = [unevenness(loads_E) for loads_E in loads_VE]
     made_V = loads_VE.sum(dim=1) > 0
     return {
         "dead_share": dead_V[made_V].mean().item(),
         "never_used_share": never_used_share(loads_VE, schedule),
         "routing_entropy": entropy_V[made_V].mean().item(),
-        "expert_imbalance": experts_V[made_V].mean().item(),
+        "unevenness": _mean([value for value, made in zip(uneven_V, made_V.tolist(), strict=True) if made]),
+        "expert_imbalance": imbalance(loads_VE.T)[made_V].mean().item(),
         "rank_imbalance": ranks_V[made_V].mean().item(),
         "dead_share_by_visit": dead_V.tolist(),
         "routing_entropy_by_visit": entropy_V.tolist(),
+        "unevenness_by_visit": uneven_V,
         "rank_imbalance_by_visit": ranks_V.tolist(),
     }
+
+
+def use_figures(use: dict[str, Any]) -> dict[str, Any]:
+    """What only the choices of tokens tell, of one micro-batch a rank: means over the visits and layers that have the figure.
+
+    `overlap` with the visit before and `path_diversity` (`distributed.visit_overlap`); `gate_usage` and `gate_unevenness` of slots that
+    keep gates, which over so few tokens read too low and too high: for comparisons over time. `eval --experts` is exact.
+    """
+    figures: dict[str, Any] = {}
+    for name, place in (("overlap", "visit"), ("gate_usage", "visit"), ("gate_unevenness", "visit"), ("path_diversity", "layer")):
+        values = {row[place]: row[name] for row in use[f"{place}s"] if row[name] is not None}
+        if values:
+            figures |= {name: _mean(list(values.values())), f"{name}_by_{place}": values}
+    return figures
 
 
 def perplexity(nats: float) -> float:

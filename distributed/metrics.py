@@ -18,6 +18,7 @@ from torch import Tensor
 
 from distributed.build import choose_dtype
 from distributed.clock import StepClock
+from distributed.expert_use import ExpertUse
 from distributed.figures import Interval, interval_figures
 from distributed.halted import HaltingCounter, halting_figures
 from distributed.load import LoadCounter, routes_by_owner
@@ -28,6 +29,7 @@ from distributed.run_folder import RunFolder
 from distributed.run_writer import RunWriter
 from distributed.topology import Topology
 from model.accounting import macs_per_token
+from model.router import Record
 
 
 class Metrics:
@@ -57,6 +59,7 @@ class Metrics:
         self._epoch_of = epoch_of
         depth = recipe.model.depth
         self._schedule = depth.schedule(depth.most_repeats) if n_experts_per_visit else []
+        self._choices: list[Record] = []
         self._loads = LoadCounter(len(n_experts_per_visit), max(n_experts_per_visit, default=0), topology.device)
         self._halted = HaltingCounter(recipe.model, recipe.data.seq_len, topology.device)
         self._peak = peak_flops(topology.device, choose_dtype(recipe.train.precision, topology.device))
@@ -70,9 +73,13 @@ class Metrics:
         self._clock.read()  # what came before belongs to setting up
 
     def observe(self, output: Any, n_tokens: int) -> None:
-        """Count one micro-batch: its `loads` and how many tokens this rank predicted in it. Reads nothing back."""
+        """Count one micro-batch: its `loads` and how many tokens this rank predicted in it. Reads nothing back.
+
+        What its tokens chose is kept until the next one comes: the last of an interval is looked at more closely.
+        """
         self._loads.add(output.loads)
         self._halted.add(output, n_tokens)
+        self._choices = [{name: record[name] for name in ("feed_forward", "gates") if name in record} for record in output.records]
         self._own_tokens += n_tokens
 
     def damaged(self, windows: int) -> None:
@@ -132,12 +139,16 @@ class Metrics:
         self._lr = 0.0
         self._repeats: int = 0
         self._macs: float = 0.0
+        self._choices = []
         self._grad_norms: list[float] = []
         self._losses = torch.zeros(2, dtype=torch.float64, device=self._topology.device)
 
     def _reduce(self) -> Interval:
         topology = self._topology
         loads_VE = self._loads.take()
+        use = ExpertUse(self._recipe.model, topology.device)
+        if self._choices:
+            use.add(self._choices)
         own = [self._own_tokens, host_bytes(), device_bytes(topology.device), self._peak.flops, self._damaged]
         total = sum_over_ranks(
             {
@@ -147,6 +158,7 @@ class Metrics:
                 "loads_VE": loads_VE,
                 "halted": self._halted.take(),
                 "routes_WV": self._routes_by_rank(loads_VE),
+                **use.sums(),
             },
             topology,
             "metrics",
@@ -172,6 +184,7 @@ class Metrics:
             loads_VE=total["loads_VE"],
             halting=halting_figures(total["halted"], self._recipe.data.seq_len),
             routes_WV=total["routes_WV"],
+            use=use.figures(total),
         )
 
     def _routes_by_rank(self, loads_VE: Tensor) -> Tensor:

@@ -132,6 +132,12 @@ def scalars(figures: dict[str, Any]) -> dict[str, float]:
             curves |= {f"load_by_visit/{label}_{visit:02d}": one for visit, one in enumerate(value)}
         else:
             curves[f"load/{name}"] = value
+    for name, value in figures["use"].items():
+        if isinstance(value, dict):
+            label, _, place = name.rpartition("_by_")
+            curves |= {f"use_by_{place}/{label}_{number:02d}": one for number, one in value.items()}
+        else:
+            curves[f"use/{name}"] = value
     return curves
 
 

@@ -57,8 +57,10 @@ class Board:
 
 
 def _wait_for_a_later_name(folder: Path) -> None:
-    """TensorBoard reads event files by name: second of birth, host, process. A quick restart could sort before what it purges."""
+    """TensorBoard reads event files by name: second of birth, host, process, and a number of which 10 sorts before 9. A quick restart
+    could sort before what it purges.
+    """
     deadline = time.monotonic() + _LONGEST_WAIT_SECONDS
     newest = max((path.name.rpartition(".")[0] for path in folder.glob(f"{_PREFIX}*")), default="")
-    while newest > f"{_PREFIX}{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}" and time.monotonic() < deadline:
+    while newest >= f"{_PREFIX}{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}" and time.monotonic() < deadline:
         time.sleep(0.05)

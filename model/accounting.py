@@ -1,4 +1,4 @@
-"""Exact sizes and costs of a model, worked out from its configuration alone: parameters, multiply-accumulates, cache bytes.
+"""Exact sizes and costs of a model, worked out from its configuration alone: parameters, multiply-accumulates, bytes.
 
 MACs come in two forms. `published` is the count of the MoEUT authors (RobertCsordas/moeut_training_code @a0f771a,
 paper/moe_universal/common.py), which forgets that every head has its own routers (0.7-1.0% of the total) and leaves out the
@@ -142,6 +142,14 @@ def kv_cache_bytes(config: ModelConfig, n_tokens: int, bytes_per_number: int) ->
     """Bytes of the key/value cache of one sequence at the configured repeats: one key and one value a visit, not a layer."""
     attention = config.attention
     return config.depth.n_visits * 2 * attention.n_heads * attention.d_head * n_tokens * bytes_per_number
+
+
+def weight_bytes_read(config: ModelConfig, bytes_per_number: int) -> int:
+    """Bytes of weights that one token's forward pass reads: its active parameters, a shared layer again at every visit.
+
+    A batch reads fewer a token, since its tokens share what is not chosen; this figure is of no batch and bounds decoding.
+    """
+    return parameters(config).active * bytes_per_number
 
 
 def _copies(config: ModelConfig) -> int:

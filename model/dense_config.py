@@ -12,6 +12,8 @@ from model.slot_config import Count, FeedForwardSlot
 class DenseFeedForwardConfig(FeedForwardSlot):
     """Two dense layers with ReLU and biases: the parameter-matched baseline."""
 
+    params_knobs = ("d_ff",)
+    macs_knobs = ("d_ff",)
     kind: Literal["dense"] = "dense"
     d_ff: int = Field(ge=1)
 
@@ -26,6 +28,8 @@ class DenseFeedForwardConfig(FeedForwardSlot):
 class TopKConfig(FeedForwardSlot):
     """The dense slot with only the K largest hidden units of a token kept (arXiv 2310.10837 eq. 6-7)."""
 
+    params_knobs = ("d_ff",)
+    macs_knobs = ("d_ff",)
     kind: Literal["topk"] = "topk"
     d_ff: int = Field(ge=1)
     top_k: int = Field(ge=1)
@@ -35,6 +39,10 @@ class TopKConfig(FeedForwardSlot):
         if self.top_k > self.d_ff:
             raise ValueError(f"top_k is {self.top_k} but there are {self.d_ff} hidden units; choose top_k <= {self.d_ff}")
         return self
+
+    @property
+    def candidates(self) -> int:
+        return self.d_ff
 
     def parameters(self, d_model: int) -> Count:
         up, biases = d_model * self.d_ff, self.d_ff + d_model

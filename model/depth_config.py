@@ -91,6 +91,14 @@ class DepthConfig(Strict):
         numbers = {visit: number for number, visit in enumerate(self._order(self.most_repeats))}
         return [Place(numbers.setdefault(visit, len(numbers)), *visit) for visit in self._order(repeats or self.repeats)]
 
+    def layers_by_number(self, repeats: int | None = None) -> list[int]:
+        """The layer of every visit that has a row in such a table."""
+        layers = [0] * self.n_numbers(repeats)
+        for most in (self.most_repeats, repeats or self.most_repeats):
+            for number, layer, _ in self.visits(most):
+                layers[number] = layer
+        return layers
+
     def made(self, repeats: int | None = None) -> list[bool]:
         """By number: whether a pass makes the visit."""
         numbers = {visit.number for visit in self.visits(repeats)}

@@ -20,6 +20,8 @@ class RoutedConfig(FeedForwardSlot):
     `balance_weight` weighs the regulariser of `balance`; its kinds `bias` and `none` have none.
     """
 
+    params_knobs = ("n_experts", "d_expert")
+    macs_knobs = ("top_k", "d_expert")
     n_experts: int = Field(ge=1)
     d_expert: int = Field(default=128, ge=1)
     top_k: int = Field(ge=1)

@@ -27,6 +27,7 @@ def _norm_scopes(norm: QueryNorm) -> set[Scope]:
 class ProductKeyConfig(FeedForwardSlot):
     """Base of the slots that find their k of n * n rows by product keys. Sub-keys all count as active, as a router does."""
 
+    params_knobs = ("n_keys",)
     n_keys: int = Field(ge=1)
     heads: int = Field(ge=1)
     top_k: int = Field(ge=1)
@@ -38,6 +39,10 @@ class ProductKeyConfig(FeedForwardSlot):
 
     @property
     def table_rows(self) -> int:
+        return self.n_slots
+
+    @property
+    def candidates(self) -> int:
         return self.n_slots
 
     @property
@@ -64,6 +69,7 @@ class PKMConfig(ProductKeyConfig):
     micro-batch: a query depends on later tokens and on other sequences.
     """
 
+    macs_knobs = ("d_key", "heads")
     kind: Literal["pkm"] = "pkm"
     heads: int = Field(default=4, ge=1)
     top_k: int = Field(default=32, ge=1)
@@ -92,6 +98,7 @@ class PKMHalvesConfig(ProductKeyConfig):
     or of `reads`, h * k.
     """
 
+    macs_knobs = ("n_keys",)
     kind: Literal["pkm_halves"] = "pkm_halves"
     heads: int = Field(default=4, ge=1)
     top_k: int = Field(default=128, ge=1)
@@ -102,6 +109,10 @@ class PKMHalvesConfig(ProductKeyConfig):
     def dense(self) -> bool:
         """Whether every slot is read."""
         return self.top_k >= self.n_keys
+
+    @property
+    def candidates(self) -> int:
+        return 0 if self.dense else self.n_slots
 
     def parameters(self, d_model: int) -> Count:
         keys, values = self.heads * self.n_keys * d_model, self.table(d_model)
@@ -122,6 +133,7 @@ class PeerConfig(ProductKeyConfig):
     a query in training depends on later tokens and on other sequences of its micro-batch.
     """
 
+    macs_knobs = ("d_key", "heads")
     kind: Literal["peer"] = "peer"
     heads: int = Field(default=8, ge=1)
     top_k: int = Field(default=16, ge=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -25,12 +25,24 @@ class Count(NamedTuple):
 
 
 class FeedForwardSlot(Strict):
-    """Base of the feed-forward kinds. `model.slots` says which module reads which."""
+    """Base of the feed-forward kinds. `model.slots` says which module reads which.
+
+    `params_knobs`, `macs_knobs`: the fields that `model.matching` may turn to meet a number of parameters or of multiply-accumulates,
+    the one to try first in front.
+    """
+
+    params_knobs: ClassVar[tuple[str, ...]] = ()
+    macs_knobs: ClassVar[tuple[str, ...]] = ()
 
     @property
     def routed_experts(self) -> int:
         """Experts that expert parallelism can partition and whose routes are counted at every visit; 0 where there are none."""
         return 0
+
+    @property
+    def candidates(self) -> int:
+        """Experts, table rows or hidden units of which a token chooses some, numbered as in a visit's record; 0 where it does not."""
+        return self.routed_experts
 
     @property
     def table_rows(self) -> int:

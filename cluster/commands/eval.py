@@ -1,4 +1,4 @@
-"""Held-out loss and perplexity of a run's checkpoint over every held-out window.
+"""Held-out loss and perplexity of a run's checkpoint over every held-out window; --experts adds how its experts are used.
 
 --protocol scores what a published figure was scored on: paper_table and paper_figure take whole windows only, of which the
 MoEUT paper dropped an incomplete last batch.
@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
     parser.add_argument("--batch", type=int, default=16, help="windows at a time; the result does not depend on it (default: 16)")
     parser.add_argument("--protocol", default="tail", metavar="NAME", help="tail (default), paper_table or paper_figure")
+    parser.add_argument("--experts", action="store_true", help="count what every token of these windows chooses, by visit and layer")
     parser.add_argument("--max-windows", type=int, metavar="N", help="only the first N windows of a source")
     parser.add_argument("--repeats", type=int, metavar="N", help="go N times through the repeated layers (default: as trained)")
 
@@ -38,10 +39,14 @@ def run(args: argparse.Namespace) -> int:
 
     console = Console()
     with console.status("evaluating"):
-        figures = evaluate_run(folder, args.step, args.batch, args.protocol, args.max_windows, args.repeats)
+        figures = evaluate_run(folder, args.step, args.batch, args.protocol, args.max_windows, args.repeats, args.experts)
     which = f"held-out, protocol {figures['protocol']}, repeats {figures['repeats']}"
     console.print(f"run {figures['run']} at step {figures['step']}, {which}", highlight=False)
     console.print(_table(figures))
+    if args.experts:
+        from cluster.expert_table import expert_table
+
+        console.print(expert_table(figures["experts"]))
     return 0
 
 

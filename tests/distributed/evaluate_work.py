@@ -10,8 +10,10 @@ import torch
 
 from distributed.build import build_exchange
 from distributed.evaluate import held_out_loss
+from distributed.expert_use import ExpertUse
 from distributed.recipe import Recipe
 from distributed.recipe_file import check_recipe
+from distributed.reduction import sum_over_ranks
 from distributed.topology import Topology, init_topology
 from model.moeut import MoEUT
 
@@ -71,3 +73,11 @@ def score_rank(expert_parallel: int, batch: int, max_windows: int | None) -> dic
     """One rank of a world that a launcher made."""
     topology = init_topology(expert_parallel, device="cpu", timeout_seconds=30, use_deepspeed=False)
     return held_out_loss(model_for(topology), ListedWindows(), batch, torch.device("cpu"), topology, max_windows)
+
+
+def use_rank(expert_parallel: int, batch: int) -> dict[str, Any]:
+    """One rank of a world that counts the use of experts."""
+    topology = init_topology(expert_parallel, device="cpu", timeout_seconds=30, use_deepspeed=False)
+    use = ExpertUse(recipe().model, torch.device("cpu"))
+    held_out_loss(model_for(topology), ListedWindows(), batch, torch.device("cpu"), topology, use=use)
+    return use.figures(sum_over_ranks(use.sums(), topology, "use"))

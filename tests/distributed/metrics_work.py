@@ -71,6 +71,13 @@ def loads(rank: int) -> list[torch.Tensor]:
     return [first, torch.tensor([0, 0, 0, 0, 0, 0, 14])]
 
 
+def choices(rank: int, step: int) -> list[dict[str, Any]]:
+    """Four tokens of two picks in both visits. Rank 0's last micro-batch takes one of two again, the others' all; before, none."""
+    first = torch.tensor([[0, 1]] * 4)
+    again = torch.tensor([[1, 2]] * 4) if rank == 0 else first
+    return [{"feed_forward": first}, {"feed_forward": again if step == STEPS else first + 2}]
+
+
 def train(
     run: RunFolder, topology: Topology, start: int = 0, stop: int = STEPS, skip: int | None = None, move: str = "tokens"
 ) -> dict[str, Any]:
@@ -86,7 +93,7 @@ def train(
             hand.seconds += (topology.rank + 1) / 2
             with span("experts"):
                 hand.seconds += (topology.rank + 1) / 2
-        metrics.observe(SimpleNamespace(loads=loads(topology.rank)), TOKENS)
+        metrics.observe(SimpleNamespace(loads=loads(topology.rank), records=choices(topology.rank, step)), TOKENS)
         share = torch.tensor(float("nan") if step == skip else step / topology.world)
         metrics.step(step, share, share / 10, grad_norm=step / 2, lr=1e-3, tokens=TOKENS * topology.world, repeats=2, skipped=step == skip)
     metrics.log(stop)

@@ -13,6 +13,7 @@ from pool import Pool
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from distributed.clock import PARTS
+from distributed.figures import load_figures
 from distributed.run_folder import RunFolder
 
 
@@ -59,6 +60,24 @@ def test_load_figures_of_one_rank(run: RunFolder) -> None:
     assert load["rank_imbalance"] == 1.0
 
 
+def test_unevenness_is_of_the_whole_interval(run: RunFolder) -> None:
+    load = train(run, lone())["load"]
+    assert load["unevenness_by_visit"] == pytest.approx([0.0, math.log(N_EXPERTS)], abs=1e-12)
+    assert load["unevenness"] == pytest.approx(math.log(N_EXPERTS) / 2)
+    three_to_one = load_figures(torch.tensor([[6, 2]]), torch.tensor([[8.0]]), [0])
+    assert three_to_one["unevenness"] == pytest.approx(math.log(2) + 0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+
+
+def test_overlap_is_of_the_last_micro_batch(run: RunFolder) -> None:
+    """{0, 1} then {1, 2}: one of three in common, three met by a token that meets two a visit."""
+    use = train(run, lone())["use"]
+    expected = {"overlap": 1 / 3, "overlap_by_visit": {1: 1 / 3}, "path_diversity": 1.5, "path_diversity_by_layer": {0: 1.5}}
+    assert use.keys() == expected.keys()
+    assert all(use[name] == pytest.approx(value) for name, value in expected.items())
+    assert curve(run, "use/overlap") == curve(run, "use_by_visit/overlap_01") == [(3, pytest.approx(1 / 3))]
+    assert curve(run, "use_by_layer/path_diversity_00") == [(3, 1.5)]
+
+
 @pytest.mark.parametrize(("world", "expert_parallel"), [(2, 2), (4, 2)])
 def test_ranks_are_reduced_to_the_same_figures(run: RunFolder, pool: Pool, world: int, expert_parallel: int) -> None:
     figures, *others = pool.run(world, "metrics_work:train_rank", folder=str(run.path), expert_parallel=expert_parallel)
@@ -73,6 +92,8 @@ def test_ranks_are_reduced_to_the_same_figures(run: RunFolder, pool: Pool, world
     expected = [max(first) / (sum(first) / world), 2.0]
     assert figures["load"]["rank_imbalance_by_visit"] == pytest.approx(expected)
     assert figures["load"]["dead_share_by_visit"] == [0.0, 6 / 7]
+    assert figures["use"]["overlap"] == pytest.approx((1 / 3 + world - 1) / world)
+    assert figures["use"]["path_diversity"] == pytest.approx((3 + 2 * (world - 1)) / (2 * world))
 
 
 def test_where_weights_move_a_rank_computes_its_own_routes(run: RunFolder, pool: Pool) -> None:
@@ -144,10 +165,10 @@ def test_a_model_without_experts(run: RunFolder) -> None:
 
     clock = StepClock(torch.device("cpu"))
     metrics = Metrics(run, recipe(), lone(), [], 0, clock, epoch_of=lambda step: step / 4)
-    metrics.observe(SimpleNamespace(loads=[]), TOKENS)
+    metrics.observe(SimpleNamespace(loads=[], records=[]), TOKENS)
     metrics.step(1, torch.tensor(1.0), torch.tensor(0.0), grad_norm=1.0, lr=1.0, tokens=TOKENS, repeats=2)
     metrics.log(1)
     metrics.close()
-    assert metrics.figures["load"] == {}
+    assert metrics.figures["load"] == metrics.figures["use"] == {}
     assert metrics.figures["epoch"] == 0.25
     assert sum(metrics.figures["parts"].values()) > 0

@@ -35,7 +35,7 @@ def finished_metrics(run: RunFolder) -> Metrics:
     metrics = Metrics(run, recipe(), lone(), [7, 7], 0, StepClock(torch.device("cpu"), HostTimeline(hand)))
     for step in range(1, STEPS + 1):
         hand.seconds += 1.0 if step < STEPS else 4.0
-        metrics.observe(SimpleNamespace(loads=loads(0)), TOKENS)
+        metrics.observe(SimpleNamespace(loads=loads(0), records=[]), TOKENS)
         metrics.step(step, torch.tensor(3.0), torch.tensor(0.0), grad_norm=1.0, lr=1.0, tokens=TOKENS, repeats=2)
         if step > 1:
             metrics.log(step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shutil
 from pathlib import Path
@@ -14,7 +15,7 @@ from metrics_work import lone
 from data_pipeline.prepare import prepare
 from data_pipeline.tokenizer import load_tokenizer
 from data_pipeline.windows import Windows
-from distributed import trained
+from distributed import evaluate, trained
 from distributed.build import build_model
 from distributed.checkpoint import Meta, save
 from distributed.engine_plain import PlainEngine
@@ -26,6 +27,7 @@ from distributed.recipe_file import check_recipe
 from distributed.run_folder import RunFolder, data_folder
 from distributed.trained import load_trained
 from model.config import ModelConfig
+from model.dense_config import DenseFeedForwardConfig
 from model.errors import ModelError
 from model.moeut import MoEUT
 
@@ -134,6 +136,24 @@ def test_the_batch_changes_no_figure(run: RunFolder) -> None:
     one, many = evaluate_run(run, batch=1), evaluate_run(run, batch=64)
     assert one["total"]["tokens"] == many["total"]["tokens"]
     assert one["total"]["nats"] == pytest.approx(many["total"]["nats"], rel=1e-6)  # fp32 model: other shapes, other rounding
+
+
+def test_experts_are_counted_over_all_sources(run: RunFolder) -> None:
+    result, plain = evaluate_run(run, experts=True), evaluate_run(run)
+    use = result.pop("experts")
+    assert result == plain
+    assert use["tokens"] == result["total"]["tokens"]
+    assert [(visit["visit"], visit["layer"], visit["candidates"]) for visit in use["visits"]] == [(0, 0, 5), (1, 0, 5)]
+    assert use["visits"][0]["overlap"] is None and 0 < use["visits"][1]["overlap"] <= 1 <= use["layers"][0]["path_diversity"] <= 2
+
+
+def test_a_model_without_experts_has_none_to_count(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = load_trained(run)
+    dense = found.recipe.model.model_copy(update={"feed_forward": DenseFeedForwardConfig(d_ff=8)})
+    without = dataclasses.replace(found, recipe=found.recipe.model_copy(update={"model": dense}))
+    monkeypatch.setattr(evaluate, "load_trained", lambda run, step: without)
+    with pytest.raises(RunError, match=r"run 'small' has no experts to count: model\.feed_forward is 'dense'; leave --experts out"):
+        evaluate_run(run, experts=True)
 
 
 def test_part_of_a_source_has_no_bits_per_byte(run: RunFolder) -> None:

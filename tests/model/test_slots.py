@@ -12,14 +12,14 @@ from model.config import ModelConfig
 from model.feed_forward import DenseFeedForward
 from model.generate import generate
 from model.peer import Peer
-from model.slots import FEED_FORWARDS
+from model.slots import FEED_FORWARDS, TABLES
 
 CHOOSING = {"topk": (22, 7), "pkm": (22, 2, 4), "pkm_halves": (22, 3, 4), "peer": (22, 3, 5), "peer_shared_keys": (22, 2, 5)}
 
 
 def test_every_kind_has_a_module_and_a_tiny_model() -> None:
     kinds = {tiny_config(**changes).feed_forward.kind for changes in KINDS.values()}
-    assert kinds == FEED_FORWARDS.keys()
+    assert kinds == (FEED_FORWARDS | TABLES).keys()
 
 
 @pytest.mark.parametrize("kind", list(CHOOSING))

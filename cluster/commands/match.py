@@ -1,0 +1,54 @@
+"""A recipe made as large (--by params) or as costly (--by macs) as another one, by changing one field.
+
+The field is the feed-forward's own (experts, their width, sub-keys), else the model's width; --field names another. Without --out
+the matched recipe is printed. MACs are those of a forward pass over one window of RECIPE's data.seq_len.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("recipe", metavar="RECIPE", help="the recipe to change: a path or the name of a file in configs/")
+    parser.add_argument("--to", required=True, metavar="OTHER", help="the recipe whose size is wanted")
+    parser.add_argument("--by", required=True, choices=("params", "macs"), help="what is made equal")
+    parser.add_argument("--field", metavar="F", help="the field to change, for example model.feed_forward.n_experts")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="write the matched recipe here")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Match, write, and say on standard error how near it came, so that standard output is the recipe alone."""
+    import yaml
+
+    from cluster.errors import ClusterError
+    from cluster.recipes import find_recipe
+    from distributed.recipe_edit import set_field
+    from distributed.recipe_file import check_recipe, load_recipe
+    from model.matching import match
+
+    source, other = find_recipe(args.recipe), find_recipe(args.to)
+    recipe, target = load_recipe(source), load_recipe(other)
+    field = None if args.field is None else args.field.removeprefix("model.")
+    matched = match(recipe.model, target.model, args.by, recipe.data.seq_len, field)
+    remark = f"# {source.name} with model.{matched.field}={matched.value}, which matches {other.name} by {args.by}.\n"
+    text = remark + set_field(source.read_text(), f"model.{matched.field}", matched.value)
+    check_recipe(yaml.safe_load(text), f"{source.name} with model.{matched.field}={matched.value}")  # the rest of it may not fit
+    if args.out is None:
+        print(text, end="")
+    else:
+        try:
+            args.out.write_text(text)
+        except OSError as fault:
+            raise ClusterError(f"--out {args.out}: {fault.strerror}; name a file in a folder that exists") from None
+    unit = "parameters" if args.by == "params" else f"MACs a window of {recipe.data.seq_len} tokens"
+    difference = matched.got - matched.wanted
+    print(
+        f"{other.name}: {matched.wanted:,} {unit}\n"
+        f"{source.name} with model.{matched.field}={matched.value}: {matched.got:,} ({difference:+,}, {difference / matched.wanted:+.4%})",
+        file=sys.stderr,
+    )
+    return 0

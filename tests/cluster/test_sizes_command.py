@@ -1,0 +1,69 @@
+"""`sizes` and `match` as a user calls them, on the recipes that come with the project."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cluster.cli import main
+from cluster.recipes import CONFIGS
+from distributed.recipe_file import load_recipe
+
+
+def test_sizes_to_the_unit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sizes", "paper/moeut_244m", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    total = figures["parts"][-1]
+    assert (figures["precision"], total["part"], total["stored"]) == ("bf16", "total", 243_326_784)
+    assert round(figures["gmacs_a_window"]["published"], 3) == 162.338
+    assert figures["kv_bytes_a_window"] == 1024 * total["kv_bytes"] == 18 * 2 * 4 * 128 * 1024 * 2
+
+
+def test_sizes_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sizes", "paper/dense_244m", "train.precision=fp32"]) == 0
+    out = capsys.readouterr().out
+    assert "dense_244m: 243,568,700 parameters; windows of 1024 tokens, fp32" in out
+    assert any(line.split()[:2] == ["feed-forward", "dense"] and "151.6M" in line for line in out.splitlines())
+    assert "271.111 GMACs" in out
+
+
+@pytest.mark.parametrize(
+    ("by", "field", "changed"), [("params", None, "n_experts: 156"), ("macs", "model.feed_forward.d_expert", "d_expert: 165")]
+)
+def test_a_matched_recipe_differs_in_one_field(
+    by: str, field: str | None, changed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, source = tmp_path / "matched.yaml", CONFIGS / "paper" / "moeut_44m.yaml"
+    words = ["match", "paper/moeut_44m", "--to", "paper/dense_44m", "--by", by, "--out", str(out)]
+    assert main([*words, "--field", field] if field else words) == 0
+    remark, *lines = out.read_text().splitlines()
+    differing = [line for line, before in zip(lines, source.read_text().splitlines(), strict=True) if line != before]
+    assert len(differing) == 1 and changed in differing[0]
+    assert remark.startswith("# moeut_44m.yaml with model.feed_forward.") and f"dense_44m.yaml by {by}" in remark
+    assert load_recipe(out).train == load_recipe(source).train
+    shown = capsys.readouterr()
+    assert not shown.out and "dense_44m.yaml: " in shown.err and "%" in shown.err
+
+
+def test_without_out_the_recipe_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["match", "paper/moeut_244m", "--to", "paper/dense_244m", "--by", "params"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.split("\n", 1)[1] == (CONFIGS / "paper" / "moeut_244m.yaml").read_text()
+    assert "243,326,784 (-241,916, -0.0993%)" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--by", "params", "--field", "model.feed_forward.top_k"], "model.feed_forward.top_k leaves it at"),
+        (["--by", "params", "--field", "model.norm"], "name a field that is a whole number"),
+        (["--by", "params", "--field", "model.vocab_size"], "make them equal"),
+        (["--by", "params", "--out", "/nowhere/at/all.yaml"], "--out /nowhere/at/all.yaml"),
+        (["--by", "bytes"], "invalid choice"),
+    ],
+)
+def test_what_cannot_be_matched(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["match", "quickstart", "--to", "paper/dense_44m", *words]) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,51 @@
+"""A field changed in a recipe's text: every other character stays."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from distributed.errors import RunError
+from distributed.recipe_edit import set_field
+
+TEXT = """# n_experts: 7 in a comment
+model:
+  d_model: 36        # the width
+  feed_forward: {kind: sigma_moe, n_experts: 7, top_k: 3}  # n_experts: 7
+  feed_forward_at:
+    1: {kind: peer, n_keys: 6}
+  attention:
+    kind: dense
+    n_heads: 2
+train: {}
+other: {n_experts: 7}
+"""
+
+
+@pytest.mark.parametrize(
+    ("field", "before", "after"),
+    [
+        ("model.feed_forward.n_experts", "sigma_moe, n_experts: 7", "sigma_moe, n_experts: 123"),
+        ("model.d_model", "d_model: 36", "d_model: 123"),
+        ("model.feed_forward_at.1.n_keys", "n_keys: 6", "n_keys: 123"),
+        ("model.feed_forward.d_expert", "top_k: 3", "top_k: 3, d_expert: 123"),
+        ("model.attention.d_head", "    kind: dense", "    d_head: 123\n    kind: dense"),
+        ("train.steps", "train: {}", "train: {steps: 123}"),
+        ("seed", "model:", "seed: 123\nmodel:"),
+    ],
+)
+def test_only_the_field_changes(field: str, before: str, after: str) -> None:
+    changed = set_field(TEXT, field, 123)
+    assert changed == TEXT.replace(before, after, 1)
+    values, expected = yaml.safe_load(changed), yaml.safe_load(TEXT)
+    place = expected
+    *parents, last = field.split(".")
+    for name in parents:
+        place = place[int(name) if name.isdigit() else name]
+    place[last] = 123
+    assert values == expected
+
+
+def test_a_group_that_is_not_written_is_named() -> None:
+    with pytest.raises(RunError, match=r"leaves model.depth at its default; write it out to have model.depth.repeats changed"):
+        set_field(TEXT, "model.depth.repeats", 2)
