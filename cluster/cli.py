@@ -33,6 +33,7 @@ COMMANDS = {
     "sizes": "parameters, multiply-accumulates and bytes of a recipe's model, part by part",
     "match": "a recipe made as large or as costly as another one",
     "generate": "continue a text with a run's model",
+    "compare": "train recipes side by side on equal terms and write a report",
     "doctor": "check this machine and say what to do about faults",
     "bench": "run a benchmark",
     "test": "run the tests (arguments go to pytest)",

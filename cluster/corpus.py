@@ -14,25 +14,29 @@ from distributed.run_folder import data_folder
 PLAIN_SECONDS = 10.0
 
 
-def ensure_corpus(recipe: Recipe, console: Console) -> Manifest:
-    """The recipe's prepared data, checked; prepared first where there is none.
+def ensure_corpus(recipe: Recipe, console: Console, use_ray: bool = True) -> Manifest:
+    """The recipe's prepared data, checked; prepared first where there is none. Without `use_ray`: in this process.
 
     Raises:
         DataError: it cannot be prepared, is damaged, or was made from something else.
     """
     folder = data_folder(recipe)
     if not (folder / MANIFEST).exists():
-        prepare_corpus(recipe, console)
+        prepare_corpus(recipe, console, use_ray)
     return check(folder, recipe.data)
 
 
-def prepare_corpus(recipe: Recipe, console: Console) -> Manifest:
-    """Prepare under a private Ray (or the recipe's cluster) with a progress bar."""
-    from cluster.ray_session import ray_session
+def prepare_corpus(recipe: Recipe, console: Console, use_ray: bool = True) -> Manifest:
+    """Prepare under a private Ray (or the recipe's cluster), or in this process, with a progress bar."""
     from data_pipeline.prepare import prepare
 
     folder = data_folder(recipe)
     console.print(f"preparing {', '.join(source.name for source in recipe.data.sources)} into {folder}", highlight=False, soft_wrap=True)
+    if not use_ray:
+        with _Stages(console) as stages:
+            return prepare(recipe.data, folder, stages.advance, workers=0)
+    from cluster.ray_session import ray_session
+
     with ray_session(recipe.cluster.address), _Stages(console) as stages:
         return prepare(recipe.data, folder, stages.advance)
 

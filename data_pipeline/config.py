@@ -105,6 +105,7 @@ class DataConfig(Strict):
 
     `folder` is where the prepared set lives (relative paths: below the project root). `seq_len` is the number of
     predicted tokens in a window; windows overlap by one token so that every token is predicted once.
+    `seed` decides what is held out and trains the tokenizer; `order_seed` the order of the samples (`null`: `seed`).
     `document_mask` keeps attention inside a document and restarts its positions (off in the paper's recipes).
     `order`: `shuffled` goes through a permutation of the windows every epoch; `streams` cuts the source into `global_batch` streams
     that follow each other, and a step takes the next window of each (the paper's protocol; one source only).
@@ -120,9 +121,15 @@ class DataConfig(Strict):
     document_mask: bool = False
     order: Literal["shuffled", "streams"] = "shuffled"
     seed: int = 0
+    order_seed: int | None = None
     loader_workers: int = Field(default=1, ge=0)
     prefetch: int = Field(default=4, ge=1)
     on_damage: Literal["stop", "skip"] = "stop"
+
+    @property
+    def resolved_order_seed(self) -> int:
+        """`order_seed`, or `seed` where it is not given."""
+        return self.seed if self.order_seed is None else self.order_seed
 
     @model_validator(mode="after")
     def _names_differ(self) -> DataConfig:

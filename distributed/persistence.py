@@ -44,7 +44,7 @@ class Persistence:
         data_digest: str,
     ) -> None:
         self._recipe, self._run, self._topology, self._engine, self._boxes, self._buffers = recipe, run, topology, engine, boxes, buffers
-        self._data = {"digest": data_digest, "seed": recipe.data.seed, "global_batch": recipe.train.global_batch}
+        self._data = {"digest": data_digest, "seed": recipe.data.resolved_order_seed, "global_batch": recipe.train.global_batch}
         self.storage = storage_of(recipe, run)
         self._saver: Saver | None = None
         self.events: list[dict[str, Any]] = []

@@ -104,7 +104,8 @@ class Trainer:
         self.manifest = check(self.data_folder, recipe.data)
         self.windows = Windows(self.data_folder, "train")
         proportions = {source.name: source.proportion for source in recipe.data.sources}
-        self.order = SampleOrder(self.windows.counts, proportions, recipe.train.global_batch, recipe.data.seed, recipe.data.order)
+        batch, seed = recipe.train.global_batch, recipe.data.resolved_order_seed
+        self.order = SampleOrder(self.windows.counts, proportions, batch, seed, recipe.data.order)
         self.skips = Skips(run)
         self.document_end = self.windows.end_of_document if recipe.data.document_mask else None
         self.model = build_model(recipe, topology)

@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from data_pipeline.config import DataConfig, TokenizerConfig
+from data_pipeline.manifest import content_fields
 from data_pipeline.tokens import token_type
 
 
@@ -25,3 +26,10 @@ def test_a_document_mask_needs_a_token() -> None:
 def test_token_ids_take_two_bytes_below_65536() -> None:
     assert token_type(65_536).itemsize == 2
     assert token_type(65_537).itemsize == 4
+
+
+def test_the_order_of_samples_has_a_seed_of_its_own() -> None:
+    values = {"folder": "x", "sources": [{"name": "p", "kind": "installed_python"}], "seed": 3}
+    plain, ordered = DataConfig.model_validate(values), DataConfig.model_validate(values | {"order_seed": 5})
+    assert (plain.resolved_order_seed, ordered.resolved_order_seed) == (3, 5)
+    assert content_fields(plain) == content_fields(ordered), "the prepared set is the same"

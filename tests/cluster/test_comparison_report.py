@@ -1,0 +1,151 @@
+"""The report of a comparison, from figures made by hand: tables, orderings, curves and plots."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from test_comparison import two_recipes
+
+from cluster.comparison.curves import Band, over_seconds, over_steps, read_curves, seconds_at
+from cluster.comparison.entries import Comparison, Entry, read_comparison
+from cluster.comparison.orderings import verdict
+from cluster.comparison.piece import MACHINE_FILE
+from cluster.comparison.report import Report
+from cluster.comparison.results import gather
+from cluster.comparison.svg import line_plot, tick_text
+
+LINES = [
+    {"step": 1, "loss": 5.0, "interval_steps": 1, "step_seconds": 2.0},
+    {"step": 2, "held_out": {"a": 4.0, "b": 5.0}},
+    {"step": 3, "loss": None, "interval_steps": 2, "step_seconds": 1.0},
+    {"step": 3, "held_out": {"a": None, "b": 5.0}},
+]
+MACHINE = {"date": "2026-01-02", "processor": "Abacus", "cores": 2, "device": "CPU", "threads": 1, "runs_at_once": 2}
+
+
+def finish(entry: Entry, nats: float, load: dict[str, float] | None = None) -> None:
+    """A run as its trainer would have left it: held-out losses nats + 1 at step 6 and nats at step 12."""
+    entry.run.create(entry.recipe)
+    for step, loss in ((6, nats + 1.0), (12, nats)):
+        entry.run.append_metrics({"step": step, "held_out": {"words": loss}})
+        entry.run.append_metrics({"step": step, "loss": loss, "interval_steps": 6, "step_seconds": 0.5})
+    summary = {
+        "losses": {"held_out": nats, "below_unigram": 5.0 - nats},
+        "speed": {"tokens_per_second": 1234.0},
+        "memory": {"host_bytes_max": 3 * 2**20, "device_bytes_max": 0},
+        "load": load or {},
+    }
+    entry.run.summary_path.write_text(json.dumps(summary))
+    (entry.run.path / MACHINE_FILE).write_text(json.dumps(MACHINE | {"python": "3.12.1", "torch": "2.14.1"}))
+    entry.run.write_state("finished", step=12)
+
+
+@pytest.fixture
+def comparison(home: Path) -> Comparison:
+    """Two seeds of two recipes: MoEUT perplexities e^2 and e^2.2, the dense peer's first e^3, its second failed."""
+    made = read_comparison(two_recipes(home), 2)
+    moeut_1, dense_1, moeut_2, dense_2 = made.entries
+    load = {"dead_share": 0.25, "never_used_share": 0.0, "routing_entropy": 0.9, "expert_imbalance": 1.5}
+    finish(moeut_1, 2.0, load)
+    finish(moeut_2, 2.2, load)
+    finish(dense_1, 3.0)
+    dense_2.run.create(dense_2.recipe)
+    dense_2.run.write_state("failed", step=3, error="RunError: a | b")
+    return made
+
+
+def rows_of(markdown: str, title: str) -> dict[str, list[str]]:
+    """The cells of a table of the report, by its first column."""
+    part = markdown.split(f"## {title}\n")[1].split("\n## ")[0]
+    lines = [line.strip("| ").split(" | ") for line in part.splitlines() if line.startswith("| ")]
+    return {cells[0]: cells[1:] for cells in lines[2:]}
+
+
+def test_markdown_has_the_figures(comparison: Comparison, home: Path) -> None:
+    Report("demo", "./launch.sh compare demo", "params", gather(comparison)).write(home)
+    text = (home / "report.md").read_text()
+    outcome = rows_of(text, "Outcome")
+    low, high = math.exp(2.0), math.exp(2.2)
+    mean, deviation = (low + high) / 2, (high - low) / math.sqrt(2)
+    assert list(outcome) == ["moeut", "dense"], "the best first"
+    assert outcome["moeut"][:4] == [f"{mean:.2f}", f"{deviation:.2f}", f"{low:.2f}, {high:.2f}", "2.1000"]
+    assert outcome["moeut"][4:] == ["2.900", "0.01", "1,234", "3 MiB"]
+    assert outcome["dense"][:4] == [f"{math.exp(3.0):.2f}", "-", f"{math.exp(3.0):.2f}", "3.0000"]
+    costs = {result.label: result.cost for result in gather(comparison)}
+    assert rows_of(text, "Sizes")["dense"][0] == f"{costs['dense'].parameters:,}"
+    assert rows_of(text, "Expert use") == {"moeut": ["0.250", "0.000", "0.900", "1.500"]}
+    assert rows_of(text, "Orderings of the papers")["moeut"][2:] == ["+1.0000", "1", "agrees"]
+    assert rows_of(text, "Not finished") == {"dense": ["2", "failed: RunError: a \\| b"]}
+    for words in ("`./launch.sh compare demo`", "Abacus, 2 cores, 2 runs at once", "torch 2.14.1", "12 steps of 8 windows, 1,536 tokens"):
+        assert words in text
+    assert "Seeds: 1, 2" in text and str(home) not in text
+
+
+def test_page_is_whole_and_fetches_nothing(comparison: Comparison, home: Path) -> None:
+    Report("a <b>", "compare", None, gather(comparison)).write(home)
+    page = (home / "report.html").read_text()
+    assert page.count("<svg") == 4 and "Not matched" in page and "a &lt;b&gt;" in page
+    for fetched in ("<script", "src=", "href=", "@import", "url("):
+        assert fetched not in page
+    over_tokens = ElementTree.fromstring(page[page.index("<svg") : page.index("</svg>") + 6])
+    assert {node.text for node in over_tokens.iter() if node.tag.endswith("text")} >= {"moeut", "dense", "tokens", "nats a token"}
+
+
+@pytest.mark.parametrize(
+    ("gaps", "word"), [([0.1, 0.2], "agrees"), ([-0.1, -0.2], "disagrees"), ([0.3, -0.1], "seeds differ"), ([0.0], "seeds differ")]
+)
+def test_seeds_must_all_say_the_same(gaps: list[float], word: str) -> None:
+    assert verdict(gaps) == word
+
+
+def test_curves_of_a_run() -> None:
+    curves = read_curves(LINES)
+    assert curves.held_out == {2: 4.5} and curves.train == {1: 5.0}
+    assert curves.seconds == {0: 0.0, 1: 2.0, 3: 4.0}
+    assert [seconds_at(curves.seconds, step) for step in (0, 1, 2, 3, 4)] == [0.0, 2.0, 3.0, 4.0, None]
+
+
+def test_curves_over_seeds() -> None:
+    first, second = {1: 4.0, 2: 3.0, 3: 2.0}, {1: 6.0, 2: 3.5}
+    assert over_steps([first, second], 10.0) == Band([10.0, 20.0], [5.0, 3.25], [4.0, 3.0], [6.0, 3.5])
+    clocks = [{0: 0.0, 2: 4.0}, {0: 0.0, 2: 8.0}]
+    assert over_seconds([first, second], clocks) == Band([3.0, 6.0], [5.0, 3.25], [4.0, 3.0], [6.0, 3.5])
+    assert over_steps([], 10.0).x == []
+
+
+@pytest.mark.parametrize("log_x", [False, True])
+def test_plot_is_well_formed_and_inside_its_box(log_x: bool) -> None:
+    curves = {"a & <b>": Band([1.0, 1e3, 1e9], [3.0, 2.0, 1.0], [2.5, 1.5, 0.5], [3.5, 2.5, 1.5]), "none": Band([], [], [], [])}
+    curves |= {f"extra {number}": Band([5.0], [2.0], [2.0], [2.0]) for number in range(30)}
+    root = ElementTree.fromstring(line_plot("t < u", "x", "y", curves, log_x))
+    width, height = map(float, root.attrib["viewBox"].split()[2:])
+    texts = [node for node in root.iter() if node.tag.endswith("text")]
+    words = [node.text for node in texts]
+    assert "a & <b>" in words and "none" not in words and "extra 29" in words
+    assert all(0 <= float(node.attrib.get("y", 0)) <= height for node in texts)
+    line = next(node for node in root.iter() if node.attrib.get("class") == "line")
+    points = [tuple(map(float, point.split())) for point in line.attrib["d"][1:].split("L")]
+    assert len(points) == 3 and all(0 < x < width and 0 < y < height for x, y in points)
+    assert points[0][0] <= points[1][0] < points[2][0] and points[0][1] < points[1][1] < points[2][1], "up is more"
+    if log_x:
+        left, middle, right = (x for x, _ in points)
+        assert (middle - left) / (right - left) == pytest.approx(1 / 3, abs=0.01), "three of nine decades"
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 0.0), (7.0, 7.0), (6.75, 6.76), (1e-9, 3e12)])
+def test_plot_of_any_range_has_ticks(low: float, high: float) -> None:
+    root = ElementTree.fromstring(line_plot("t", "x", "y", {"a": Band([1.0, 2.0], [low, high], [low, high], [low, high])}))
+    grid = [node for node in root.iter() if node.attrib.get("class") == "grid"]
+    assert len([node for node in grid if node.attrib["y1"] == node.attrib["y2"]]) in range(2, 12)
+
+
+def test_plot_without_a_point_says_so() -> None:
+    assert "no figures yet" in line_plot("t", "x", "y", {"a": Band([], [], [], [])}, log_x=True)
+
+
+def test_tick_words() -> None:
+    assert [tick_text(value) for value in (0.0, 2.5, 250.0, 1500.0, 2e6, 3e9, 5e13)] == ["0", "2.5", "250", "1.5k", "2M", "3G", "50T"]
