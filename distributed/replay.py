@@ -83,8 +83,10 @@ class ChoiceWriter:
     def __init__(self, folder: Path, rank: int, world: int) -> None:
         self._folder, self._rank, self._world = folder, rank, world
         self._step, self._micro_batch = -1, 0
+        self._made: list[bool] = []
 
     def records(self, step: int, ids: list[int], made: Sequence[bool]) -> Records | None:
+        self._made = list(made)
         return None
 
     def keep(self, step: int, ids: list[int], records: Records) -> None:
@@ -95,7 +97,7 @@ class ChoiceWriter:
             folder.mkdir(parents=True, exist_ok=True)
             self._forget(folder)
         if ids:
-            tensors = {"ids": torch.tensor(ids, dtype=torch.int64)}
+            tensors = {"ids": torch.tensor(ids, dtype=torch.int64), "made": torch.tensor(self._made)}
             for visit, record in enumerate(records):
                 choices = {name: choice for name, choice in record.items() if isinstance(choice, Tensor)}
                 for name, choice in choices.items():
@@ -126,6 +128,7 @@ class ChoiceReader:
         self._files: list[dict[str, Tensor]] = []
         self._place: dict[int, tuple[int, int]] = {}
         self._keys: list[tuple[int, str, str]] = []
+        self._made: list[bool] = []
 
     def records(self, step: int, ids: list[int], made: Sequence[bool]) -> Records | None:
         """One dict of int64 choices [N, ...] a visit, on the device; empty for visits that are not made.
@@ -135,10 +138,8 @@ class ChoiceReader:
         """
         if step != self._step:
             self._read(step)
-        recorded = {visit for visit, _, _ in self._keys}
-        expected = {visit for visit, is_made in enumerate(made) if is_made}
-        if recorded != expected:
-            raise RunError(f"router.choices: step {step} was recorded with {len(recorded)} visits, the model makes {len(expected)}")
+        if self._made != list(made):
+            raise RunError(f"router.choices: step {step} was recorded with {sum(self._made)} visits, the model makes {sum(made)}")
         missing = [sample for sample in ids if sample not in self._place]
         if missing:
             raise RunError(f"router.choices: step {step} has no choices for sample {missing[0]} in {self._folder}; record that step again")
@@ -159,7 +160,8 @@ class ChoiceReader:
         except SafetensorError as fault:
             raise RunError(f"router.choices: a file of step {step} in {self._folder} is damaged ({fault}); record it again") from None
         self._place = {sample: (file, row) for file, held in enumerate(self._files) for row, sample in enumerate(held["ids"].tolist())}
-        self._keys = [_visit_and_name(key) for key in self._files[0] if key != "ids"]
+        self._keys = [_visit_and_name(key) for key in self._files[0] if key not in ("ids", "made")]
+        self._made = self._files[0]["made"].tolist()
         self._step = step
 
     def _gather(self, key: str, ids: list[int]) -> Tensor:

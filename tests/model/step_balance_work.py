@@ -57,5 +57,5 @@ def _step(
         "logits": torch.cat(logits),
         "balance": total,
         "buffers": {name: buffer.clone() for name, buffer in model.named_buffers()},
-        "first": {name: model.boxes()[name].offset[0] for name in model.expert_parameters()},
+        "first": {name: model.boxes()[name].offset[0] for name in model.partitioned_parameters()},
     }
