@@ -2,7 +2,7 @@
 
     ./launch.sh bench million_experts [--side 1024] [--width 32] [--tokens 4096] [--steps 5] [--precision fp32]
 
-Every step sees the same tokens, so its loss must fall. On a CPU, one thread. With the defaults 1.7 GiB and a minute.
+Every step sees the same tokens, so its loss must fall. On a GPU where there is one, else one thread of a CPU: 1.7 GiB and a minute.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.tokens import zipf_tokens
 from distributed.engine_plain import PlainEngine
-from distributed.metrics import host_bytes
+from distributed.metrics import device_bytes, host_bytes
 from distributed.recipe import TrainConfig
 from model.attention_config import DenseAttentionConfig
 from model.config import ModelConfig
@@ -41,14 +41,14 @@ def model_config(side: int, width: int) -> ModelConfig:
     )
 
 
-def losses(config: ModelConfig, n_tokens: int, steps: int, precision: str) -> list[float]:
+def losses(config: ModelConfig, n_tokens: int, steps: int, precision: str, device: torch.device) -> list[float]:
     """Nats a token of every step, AdamW, in two micro-batches."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    model = MoEUT(config).init_parameters(0).to(dtype)
+    model = MoEUT(config).init_parameters(0).to(device, dtype)
     batch = n_tokens // LENGTH
     train = TrainConfig(steps=steps, global_batch=batch, micro_batch=batch // 2, weight_decay=0.0, clip=1.0)
     engine = PlainEngine(model, train)
-    tokens_BT = zipf_tokens(batch, LENGTH + 1, VOCABULARY, seed=0)
+    tokens_BT = zipf_tokens(batch, LENGTH + 1, VOCABULARY, seed=0).to(device)
     found = []
     for _ in range(steps):
         total = 0.0
@@ -61,6 +61,10 @@ def losses(config: ModelConfig, n_tokens: int, steps: int, precision: str) -> li
     return found
 
 
+def _peak(device: torch.device) -> int:
+    return device_bytes(device) if device.type == "cuda" else host_bytes()
+
+
 def main(argv: list[str]) -> int:
     """Train and print; 1 where the loss did not fall in every step."""
     parser = argparse.ArgumentParser(prog="bench million_experts", description=(__doc__ or "").split("\n", 1)[0])
@@ -71,8 +75,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the parameters")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    config, before, started = model_config(args.side, args.width), host_bytes(), time.perf_counter()
-    found = losses(config, args.tokens, args.steps, args.precision)
+    config, device = model_config(args.side, args.width), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    before, started = _peak(device), time.perf_counter()
+    found = losses(config, args.tokens, args.steps, args.precision, device)
     table, state = args.side**2 * args.width, 16 if args.precision == "fp32" else 18
     peer = config.feed_forward_at[1]
     assert isinstance(peer, PeerConfig)
@@ -81,7 +86,7 @@ def main(argv: list[str]) -> int:
         f"losses {' '.join(f'{loss:.4f}' for loss in found)}; {(time.perf_counter() - started) / args.steps:.1f} s a step, start included"
     )
     print(f"two tables, their gradients, masters and moments {2 * table * state / MEBI:.0f} MiB; a gradient {4 * table / MEBI:.0f} MiB")
-    print(f"peak of the process over its start {(host_bytes() - before) / MEBI:.0f} MiB")
+    print(f"peak of the process over its start {(_peak(device) - before) / MEBI:.0f} MiB")
     per_token = {"scores of all sub-keys (made)": 2 * peer.heads * peer.n_keys, "rows of one table (never made)": peer.reads * args.width}
     print("; ".join(f"{name} {args.tokens // 2 * entries * 4 / MEBI:.0f} MiB" for name, entries in per_token.items()), "a micro-batch")
     return int(any(later >= earlier for earlier, later in pairwise(found)))
