@@ -62,15 +62,36 @@ class SourceConfig(Strict):
         for field in ("files", "revision"):
             if getattr(self, field) is not None and self.kind != "hugging_face":
                 raise ValueError(f"source '{self.name}' of kind {self.kind} cannot have {field}; leave it out, or use kind hugging_face")
-        if self.held_out is not None and self.kind == "installed_python":
-            raise ValueError(f"source '{self.name}' of kind installed_python has no held-out documents of its own; leave held_out out")
         return self
+
+    @model_validator(mode="after")
+    def _held_out_is_another_text(self) -> SourceConfig:
+        held_out, told = self.held_out, f"source '{self.name}' of kind {self.kind}"
+        if held_out is None:
+            return self
+        if self.kind == "installed_python":
+            raise ValueError(f"{told} has no held-out documents of its own; leave held_out out")
+        if self.kind != "hugging_face" and (held_out.split is not None or held_out.files is not None):
+            raise ValueError(f"{told} has neither splits nor files; name its held-out documents by held_out.path")
+        if self.files is not None and held_out.files is None and held_out.path is None:
+            raise ValueError(f"{told}: held_out would read the same files; set held_out.files")
+        if self.max_megabytes is not None and self.kind == "hugging_face" and held_out.files is None:
+            raise ValueError(f"{told}: with max_megabytes the whole data set would be fetched for its held-out split; set held_out.files")
+        if self._place() == self.published_held_out()._place():  # type: ignore[union-attr]
+            raise ValueError(f"{told}: held_out names the text that is trained on; set another held_out.path, split or files")
+        return self
+
+    def _place(self) -> tuple[object, ...]:
+        return self.path, self.subset, self.revision, self.split, self.files
 
     def published_held_out(self) -> SourceConfig | None:
         """The source's own held-out documents as a source, None where they are drawn."""
         if self.held_out is None:
             return None
-        return self.model_copy(update={**self.held_out.model_dump(exclude_none=True), "held_out": None, "max_megabytes": None})
+        changes = {**self.held_out.model_dump(exclude_none=True), "held_out": None, "max_megabytes": None}
+        if self.held_out.path is not None:  # another data set has other files and revisions
+            changes |= {"files": self.held_out.files, "revision": None}
+        return self.model_copy(update=changes)
 
 
 class TokenizerConfig(Strict):

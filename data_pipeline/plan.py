@@ -77,7 +77,9 @@ def _draw(config: DataConfig, source: SourceConfig, parts: list[Survey], publish
     fate_D = np.full(len(keys), TRAIN, np.uint8)
     if source.max_megabytes is not None:
         fate_D[_over_budget(config, source, keys, np.where(held_D, 0, sizes_D))] = OVER_BUDGET
-    if held_D.any():
+    if source.held_out is not None:
+        if not held_D.any():
+            raise DataError(f"source '{source.name}': held_out holds no document; check held_out.path, split and files")
         fate_D[held_D] = HELD_OUT
         return fate_D
     size_by_group: dict[str, int] = {}

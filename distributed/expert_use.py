@@ -25,7 +25,8 @@ _TOKENS_AT_A_TIME = 4096
 class ExpertUse:
     """One rank's counts, on the device until they are summed over the ranks.
 
-    Nothing is counted where tokens may halt: the visits' records are then of some tokens only.
+    Nothing is counted where tokens may halt: the visits' records are then of some tokens only. `most`: slots with more candidates are
+    left out.
 
     Args:
         config: of the model whose records are counted.
@@ -33,10 +34,11 @@ class ExpertUse:
         repeats: how often the passes go through the group, where that is more than the model was trained for.
     """
 
-    def __init__(self, config: ModelConfig, device: torch.device, repeats: int | None = None) -> None:
+    def __init__(self, config: ModelConfig, device: torch.device, repeats: int | None = None, most: int | None = None) -> None:
         self._layers = config.depth.layers_by_number(repeats)
         counted = config.halting.kind == "none"
-        self.candidates = [config.feed_forward_of(layer).candidates * counted for layer in self._layers]
+        candidates = [config.feed_forward_of(layer).candidates * counted for layer in self._layers]
+        self.candidates = [n if most is None or n <= most else 0 for n in candidates]
         self._routes = [torch.zeros(n, dtype=torch.int64, device=device) for n in self.candidates]
         self._gates = [torch.zeros(n, dtype=torch.float64, device=device) for n in self.candidates]
         self._overlap = VisitOverlap(self._layers, device)

@@ -19,7 +19,7 @@ from distributed.load import dead_share, imbalance, never_used_share, routing_en
 class Interval:
     """Sums over the ranks for the steps since the last logging.
 
-    `repeats` and `macs`, the multiply-accumulates of forward passes, are summed over the steps as they were made.
+    `repeats`, and `flops` as if no token halted, are summed over the steps as they were made.
     `loss` and `balance` are summed over the steps that were not skipped; `seconds_WP` has the order of `PARTS`;
     `damaged` windows could not be read and were left out; `use` are the figures of `ExpertUse` for the last micro-batch of every rank.
     """
@@ -29,7 +29,7 @@ class Interval:
     damaged: int
     tokens: int
     repeats: int
-    macs: float
+    flops: float
     loss: float
     balance: float
     grad_norms: list[float]
@@ -49,8 +49,7 @@ def interval_figures(interval: Interval, schedule: list[int]) -> dict[str, Any]:
     """Everything about an interval that needs no memory of earlier ones.
 
     Args:
-        interval: the sums. A multiply-accumulate that was executed costs a step 6 FLOPs (forward once, backward twice, two operations
-            each); `interval.macs` counts those of a forward in which no token halts.
+        interval: the sums.
         schedule: the layer of every visit.
 
     Returns:
@@ -66,7 +65,7 @@ def interval_figures(interval: Interval, schedule: list[int]) -> dict[str, Any]:
     if interval.damaged:  # the sum was divided by the tokens that the steps should have had
         loss *= interval.tokens / interval.tokens_W.sum().item()
     peak = interval.peak_flops_W.sum().item()
-    executed = interval.macs * (1 - interval.halting.get("saved_share", 0.0))
+    executed = interval.flops * (1 - interval.halting.get("saved_share", 0.0))
     return {
         "loss": loss,
         "perplexity": perplexity(loss),
@@ -81,7 +80,7 @@ def interval_figures(interval: Interval, schedule: list[int]) -> dict[str, Any]:
         "repeats": interval.repeats / steps,
         "tokens_per_second": tokens_per_second,
         "step_seconds": step_seconds,
-        "model_flop_use": 6.0 * executed / (step_seconds * steps) / peak if peak > 0 and step_seconds > 0 else math.nan,
+        "model_flop_use": executed / (step_seconds * steps) / peak if peak > 0 and step_seconds > 0 else math.nan,
         "parts": parts,
         "compute_seconds_by_rank": _compute_seconds(interval.seconds_WP),
         "token_imbalance": imbalance(interval.tokens_W).item(),

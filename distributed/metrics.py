@@ -28,8 +28,11 @@ from distributed.reduction import rank_slots, sum_over_ranks
 from distributed.run_folder import RunFolder
 from distributed.run_writer import RunWriter
 from distributed.topology import Topology
-from model.accounting import macs_per_token
+from model.accounting import train_flops_per_token
 from model.router import Record
+
+_MOST_CANDIDATES = 1 << 16
+"""Of more, a micro-batch meets too few to tell how they are used, and their counts would be a large vector to add over ranks."""
 
 
 class Metrics:
@@ -63,7 +66,7 @@ class Metrics:
         self._loads = LoadCounter(len(n_experts_per_visit), max(n_experts_per_visit, default=0), topology.device)
         self._halted = HaltingCounter(recipe.model, recipe.data.seq_len, topology.device)
         self._peak = peak_flops(topology.device, choose_dtype(recipe.train.precision, topology.device))
-        self._last_step = resumed_step
+        self._last_step = self._last_counted = resumed_step
         self.figures: dict[str, Any] = {}
         """The last figures logged (rank 0; empty elsewhere and before the first)."""
         self.held_out: dict[str, float] = {}
@@ -75,11 +78,12 @@ class Metrics:
     def observe(self, output: Any, n_tokens: int) -> None:
         """Count one micro-batch: its `loads` and how many tokens this rank predicted in it. Reads nothing back.
 
-        What its tokens chose is kept until the next one comes: the last of an interval is looked at more closely.
+        What its tokens chose is kept in a step that will be logged: its last micro-batch is looked at more closely.
         """
         self._loads.add(output.loads)
         self._halted.add(output, n_tokens)
-        self._choices = [{name: record[name] for name in ("feed_forward", "gates") if name in record} for record in output.records]
+        if self._is_logged(self._last_counted + 1):
+            self._choices = [{name: record[name] for name in ("feed_forward", "gates") if name in record} for record in output.records]
         self._own_tokens += n_tokens
 
     def damaged(self, windows: int) -> None:
@@ -92,7 +96,7 @@ class Metrics:
         """Count one optimizer step.
 
         Args:
-            step: its number; intervals count calls, so the number itself only documents the call.
+            step: its number.
             loss, balance: device scalars, this rank's shares of the global means (their sum over ranks is the mean).
             grad_norm: global norm before clipping.
             lr: the rate of this step.
@@ -100,10 +104,11 @@ class Metrics:
             repeats: how many times the step went through the group of layers.
             skipped: the update was left out (not finite); its loss is not counted.
         """
+        self._last_counted = step
         self._steps += 1
         self._tokens += tokens
         self._repeats += repeats
-        self._macs += tokens * macs_per_token(self._recipe.model, self._recipe.data.seq_len, repeats)
+        self._flops += tokens * train_flops_per_token(self._recipe.model, self._recipe.data.seq_len, repeats)
         self._lr = lr
         if skipped:
             self._skipped += 1
@@ -134,11 +139,14 @@ class Metrics:
         if self._writer is not None:
             self._writer.close(self._last_step, seconds, failed)
 
+    def _is_logged(self, step: int) -> bool:
+        return step % self._recipe.logging.every == 0 or step >= self._recipe.train.steps
+
     def _reset(self) -> None:
         self._steps, self._skipped, self._tokens, self._own_tokens, self._damaged = 0, 0, 0, 0, 0
         self._lr = 0.0
         self._repeats: int = 0
-        self._macs: float = 0.0
+        self._flops: float = 0.0
         self._choices = []
         self._grad_norms: list[float] = []
         self._losses = torch.zeros(2, dtype=torch.float64, device=self._topology.device)
@@ -146,7 +154,7 @@ class Metrics:
     def _reduce(self) -> Interval:
         topology = self._topology
         loads_VE = self._loads.take()
-        use = ExpertUse(self._recipe.model, topology.device)
+        use = ExpertUse(self._recipe.model, topology.device, most=_MOST_CANDIDATES)
         if self._choices:
             use.add(self._choices)
         own = [self._own_tokens, host_bytes(), device_bytes(topology.device), self._peak.flops, self._damaged]
@@ -171,7 +179,7 @@ class Metrics:
             damaged=int(damaged_W.sum()),
             tokens=self._tokens,
             repeats=self._repeats,
-            macs=self._macs,
+            flops=self._flops,
             loss=loss,
             balance=balance,
             grad_norms=self._grad_norms,

@@ -201,14 +201,18 @@ class Recipe(Strict):
     guard: GuardConfig = GuardConfig()
     cluster: ClusterConfig = ClusterConfig()
 
+    @property
+    def micro_batch_fields(self) -> list[str]:
+        """Fields that ask for statistics of a micro-batch."""
+        return [f"model.{field}" for field, scope in self.model.statistic_scopes().items() if scope == "micro_batch"]
+
     @model_validator(mode="after")
     def _scopes_fit(self) -> Recipe:
-        allowed = self.router.allow_micro_batch_scope or not self.cluster.elastic
-        if not allowed and "micro_batch" in self.model.statistic_scopes():
+        fields = self.micro_batch_fields
+        if fields and self.cluster.elastic and not self.router.allow_micro_batch_scope:
             raise ValueError(
-                f"model.feed_forward has statistics of scope 'micro_batch', which change with the workers, and the run may change them "
-                f"(cluster.workers={self.cluster.workers}, min_workers={self.cluster.min_workers}, max_workers="
-                f"{self.cluster.max_workers}): choose another scope, make these equal, or set router.allow_micro_batch_scope=true"
+                f"{fields[0]}: a statistic of a micro-batch changes with the workers, which the run may change; change that field, keep "
+                "the workers (cluster.workers=N cluster.min_workers=N cluster.max_workers=N), or set router.allow_micro_batch_scope=true"
             )
         return self
 
@@ -223,6 +227,8 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _attention_can_be_partitioned(self) -> Recipe:
+        if self.expert_parallel.attention and self.model.attention.kind == "dense":
+            raise ValueError("expert_parallel.attention is true, but model.attention 'dense' has no experts; leave it out")
         if self.expert_parallel.attention and self.model.attention.kind == "momha":
             raise ValueError(
                 "expert_parallel.attention is true, but model.attention 'momha' needs the answers of a token's experts apart, "

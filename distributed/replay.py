@@ -139,7 +139,8 @@ class ChoiceReader:
         if step != self._step:
             self._read(step)
         if self._made != list(made):
-            raise RunError(f"router.choices: step {step} was recorded with {sum(self._made)} visits, the model makes {sum(made)}")
+            counts = f"step {step} was recorded with {sum(self._made)} visits, the model makes {sum(made)}"
+            raise RunError(f"router.choices: {counts}; give both runs the same model.depth and, where repeats are drawn, the same seed")
         missing = [sample for sample in ids if sample not in self._place]
         if missing:
             raise RunError(f"router.choices: step {step} has no choices for sample {missing[0]} in {self._folder}; record that step again")
@@ -161,6 +162,8 @@ class ChoiceReader:
             raise RunError(f"router.choices: a file of step {step} in {self._folder} is damaged ({fault}); record it again") from None
         self._place = {sample: (file, row) for file, held in enumerate(self._files) for row, sample in enumerate(held["ids"].tolist())}
         self._keys = [_visit_and_name(key) for key in self._files[0] if key not in ("ids", "made")]
+        if "made" not in self._files[0]:
+            raise RunError(f"router.choices: {self._folder} was recorded by an earlier version; record the run again")
         self._made = self._files[0]["made"].tolist()
         self._step = step
 

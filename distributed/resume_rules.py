@@ -18,6 +18,7 @@ MAY_CHANGE = {
     "data.loader_workers": "processes that read ahead",
     "data.prefetch": "how far they read ahead",
     "data.on_damage": "what a damaged shard does",
+    "router.allow_micro_batch_scope": "whether workers may change under statistics of a micro-batch",
     "guard.*": "what training trouble does",
 }
 

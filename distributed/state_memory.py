@@ -5,14 +5,18 @@ Activations are not counted: they depend on micro-batch and recompute policy, an
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from distributed.dispatch_plan import owned_experts
+from distributed.engine import choose_engine
 from distributed.recipe import Recipe
 from model.bank import ExpertBank
 from model.moeut import MoEUT
+from model.table_exchange import TableSlot
 
 
 @dataclass(frozen=True)
@@ -30,35 +34,46 @@ class StateBytes:
 
 
 def state_bytes(recipe: Recipe, world: int, dtype: torch.dtype) -> StateBytes:
-    """What rank 0..world-1 hold at most, experts partitioned as `expert_parallel` says.
+    """What rank 0..world-1 hold at most, experts and tables cut as `expert_parallel` and `table_parallel` say.
 
     The plain engine keeps fp32 weights as their own masters. DeepSpeed keeps masters always and cuts them and the moments over
     the ranks that hold the same parameters (ZeRO 1), at stage 2 the gradients as well.
     """
-    replicated, banks = _numbers(recipe)
-    ep = recipe.expert_parallel.size
-    local = replicated + sum(per_expert * len(owned_experts(n, ep, ep - 1)) for n, per_expert in banks)
-    plain = recipe.train.engine == "plain"
-    # Replicated parameters are cut over all ranks, expert banks over those that own the same experts.
-    shard = local if plain else -(-replicated // world) + -(-(local - replicated) * ep // world)
+    replicated, parts = _numbers(recipe)
+    plain = choose_engine(recipe.train, world) == "plain"
+    # Replicated parameters are cut over all ranks, parts over those that hold the same part.
+    held = [replicated, *(part.numbers for part in parts)]
+    shard = sum(held) if plain else sum(-(-n * ranks // world) for n, ranks in zip(held, [1, *(part.ranks for part in parts)], strict=True))
     moments = {"adamw": 2, "sgd": 0}[recipe.train.optimizer]
     return StateBytes(
-        weights=local * dtype.itemsize,
-        gradients=4 * (shard if recipe.train.zero_stage == 2 and not plain else local),
+        weights=sum(held) * dtype.itemsize,
+        gradients=4 * (shard if recipe.train.zero_stage == 2 and not plain else sum(held)),
         masters=0 if plain and dtype == torch.float32 else 4 * shard,
         moments=4 * moments * shard,
     )
 
 
-def _numbers(recipe: Recipe) -> tuple[int, list[tuple[int, int]]]:
-    """Parameters that every rank has, and (experts, parameters an expert) of every bank that is partitioned."""
+class _Part(NamedTuple):
+    """Parameters of a bank or table that the rank with the largest part holds, of `ranks` that share it."""
+
+    numbers: int
+    ranks: int
+
+
+def _numbers(recipe: Recipe) -> tuple[int, list[_Part]]:
+    """Parameters that every rank has, and the parts of those that a group of ranks shares."""
     with torch.device("meta"):
         model = MoEUT(recipe.model)
-    partitioned = recipe.expert_parallel.size > 1
-    banks = [
-        (bank.global_shape[0], bank.global_shape[1] * bank.global_shape[2])
-        for name, bank in model.named_modules()
-        if isinstance(bank, ExpertBank) and partitioned and (".feed_forward." in name or recipe.expert_parallel.attention)
-    ]
-    stored = sum(parameter.numel() for parameter in model.parameters())
-    return stored - sum(n * per_expert for n, per_expert in banks), banks
+    shared, parts = 0, []
+    for name, module in model.named_modules():
+        if isinstance(module, TableSlot):
+            ranks, axis = recipe.table_parallel.size, -1
+        elif isinstance(module, ExpertBank) and (".feed_forward." in name or recipe.expert_parallel.attention):
+            ranks, axis = recipe.expert_parallel.size, 0
+        else:
+            continue
+        for shard in module.shards().values():
+            whole, cut = math.prod(shard.box.global_shape), shard.box.global_shape[axis]
+            shared += whole
+            parts.append(_Part(whole // cut * len(owned_experts(cut, ranks, ranks - 1)), ranks))
+    return sum(parameter.numel() for parameter in model.parameters()) - shared, parts

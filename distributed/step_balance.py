@@ -2,7 +2,8 @@
 
 A regulariser of scope `step` is not linear in the step's mean statistic, so no micro-batch can take its gradient before all were seen. So
 a step of several micro-batches or ranks begins with a forward over all of them without gradients; its statistics are summed over
-ranks, and each micro-batch then takes the tangent at the exact mean (`model.balance`). The second forward obeys the choices of the first.
+ranks, and each micro-batch then takes the tangent at the exact mean (`model.balance`). The second forward obeys the choices of the first,
+unless tokens may halt.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ class StepBalance:
 
     def __init__(self, model: MoEUT, topology: Topology) -> None:
         self._topology = topology
-        self._has_terms = any(term.balance.scope == "step" for term in model.config.balance_terms().values())
+        self._has_terms = any(term.weight and term.balance.scope == "step" for term in model.config.balance_terms().values())
+        # Who halts is decided anew, and with it whose choices there are.
+        self._obeyed = model.config.halting.kind == "none"
         self.means: Means | None = None
         self._records: deque[list[Record]] = deque()
 
@@ -45,7 +48,8 @@ class StepBalance:
         for output in outputs:
             sums = {key: sums[key] + own if sums else own for key, own in output.step_sums.items()}
             n_sequences += output.balance_B.shape[0]
-            self._records.append([_choices(record) for record in output.records])
+            if self._obeyed:
+                self._records.append([_choices(record) for record in output.records])
         figures = {_flat(key): own for key, own in sums.items()} | {"sequences": n_sequences}
         total = sum_over_ranks(figures, self._topology, "balance.statistics")
         self.means = {key: (total[_flat(key)] / total["sequences"].clamp_min(1)).to(own.device) for key, own in sums.items()}

@@ -12,10 +12,11 @@ def check_same_world(recipe: Recipe, before: int, now: int) -> None:
     Raises:
         RunError: statistics of a micro-batch would be of other micro-batches, and the recipe does not allow it.
     """
-    if before != now and "micro_batch" in recipe.model.statistic_scopes() and not recipe.router.allow_micro_batch_scope:
+    fields = recipe.micro_batch_fields
+    if before != now and fields and not recipe.router.allow_micro_batch_scope:
         raise RunError(
-            f"the run had {before} workers and now has {now}, but its routing has statistics of scope 'micro_batch', which depend on that: "
-            f"set cluster.workers={before}"
+            f"the run had {before} workers and now has {now}, but {fields[0]} asks for statistics of a micro-batch, which depend on that: "
+            f"set cluster.workers={before} cluster.min_workers={before} cluster.max_workers={before}"
         )
 
 
@@ -29,10 +30,7 @@ def check_world(recipe: Recipe, workers: int) -> None:
         if workers % size:
             fits = [n for n in range(1, workers + 1) if workers % n == 0]
             raise RunError(f"{field}.size is {size}, which does not divide {workers} workers; choose one of {fits}")
-    size = recipe.expert_parallel.size
-    if size > 1 and not recipe.model.feed_forward.routed_experts:
-        kind = recipe.model.feed_forward.kind
-        raise RunError(f"expert_parallel.size is {size} but model.feed_forward.kind is '{kind}', which has no experts; set it to 1")
+    _check_experts(recipe)
     _check_tables(recipe)
     batch = recipe.train.global_batch
     if batch < workers:
@@ -43,6 +41,18 @@ def check_world(recipe: Recipe, workers: int) -> None:
             f"train.global_batch is {batch}, which {workers} workers cannot share equally; "
             f"choose {below or above} or {above}, or set train.uneven_batch=true"
         )
+
+
+def _check_experts(recipe: Recipe) -> None:
+    """Whether there are experts to partition."""
+    asked, model = recipe.expert_parallel, recipe.model
+    if asked.size == 1 or model.feed_forward.routed_experts:
+        return
+    kind, of_attention = model.feed_forward.kind, asked.attention and model.attention.kind == "switchhead"
+    if not (of_attention and model.attention.router_rows):
+        raise RunError(f"expert_parallel.size is {asked.size} but model.feed_forward.kind is '{kind}', which has no experts; set it to 1")
+    if asked.move == "auto":
+        raise RunError("expert_parallel.move is 'auto', tried with feed-forward experts, of which there are none; set tokens or weights")
 
 
 def _check_tables(recipe: Recipe) -> None:

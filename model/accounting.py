@@ -127,7 +127,7 @@ def executed_macs(config: ModelConfig, computed: Sequence[Computed], n_tokens: i
             visit.queries * config.feed_forward_of(layer).macs(d, True)
             for layer, visit in zip(config.depth.schedule(repeats), computed, strict=True)
         ),
-        residual=n_sequences * whole.residual,
+        residual=_scaled(config) * 2 * d * sum(visit.queries for visit in computed),  # beside a single stream nothing else is mixed
         head=n_sequences * whole.head,
         halting=sum(visit.gates for visit in computed) * config.halting.macs(d),
     )
@@ -136,6 +136,15 @@ def executed_macs(config: ModelConfig, computed: Sequence[Computed], n_tokens: i
 def macs_per_token(config: ModelConfig, seq_len: int, repeats: int | None = None) -> float:
     """Exact multiply-accumulates of one token's forward pass in windows of `seq_len`, the head included."""
     return macs(config, seq_len, repeats=repeats).total / seq_len
+
+
+def train_flops_per_token(config: ModelConfig, seq_len: int, repeats: int | None = None) -> float:
+    """Operations of one token's training step: two a multiply-accumulate forward, four backward where a visit has gradients."""
+    whole, depth, d = macs(config, seq_len, repeats=repeats), config.depth, config.d_model
+    constant = [place.layer for place in depth.visits(repeats) if depth.is_constant(place.layer, place.repeat, repeats or depth.repeats)]
+    attention = len(constant) * (_score_macs(config.attention, seq_len) + sum(config.attention.macs(d, True)))
+    without = attention + sum(config.feed_forward_of(layer).macs(d, True) for layer in constant)
+    return 6 * whole.total / seq_len - 4 * without
 
 
 def kv_cache_bytes(config: ModelConfig, n_tokens: int, bytes_per_number: int) -> int:
@@ -178,10 +187,13 @@ def _added_parameters(config: ModelConfig) -> int:
     return ("embedding" in own) * config.d_model + ("residual_scale" in own)
 
 
+def _scaled(config: ModelConfig) -> bool:
+    return config.depth.residual_scale != 1.0 or "residual_scale" in config.depth.per_visit
+
+
 def _scaling_macs(config: ModelConfig, schedule: list[int]) -> int:
     """Of one token: both contributions of every visit of the group, where they are scaled."""
-    scaled = config.depth.residual_scale != 1.0 or "residual_scale" in config.depth.per_visit
-    return scaled * 2 * config.d_model * sum(map(config.depth.is_repeated, schedule))
+    return _scaled(config) * 2 * config.d_model * sum(map(config.depth.is_repeated, schedule))
 
 
 def _mixing_macs(residual: Residual, d: int) -> int:

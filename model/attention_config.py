@@ -129,6 +129,8 @@ class MomhaConfig(AttentionSlot):
     def _top_k_fits(self) -> MomhaConfig:
         if self.top_k > self.n_experts:
             raise ValueError(f"top_k is {self.top_k} but there are {self.n_experts} experts; choose top_k <= {self.n_experts}")
+        if self.top_k == 1 and self.n_experts > 1:
+            raise ValueError("top_k is 1: the one weight, a softmax of itself, is always 1 and teaches the router nothing; set it to 2")
         return self
 
     @property

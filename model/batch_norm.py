@@ -57,8 +57,10 @@ class BatchNorm(Moved):
         return moments
 
     def move(self, total: Tensor) -> None:
-        """Towards the mean and variance of the step."""
-        n_tokens = total[-1].clamp_min(1)
+        """Towards the mean and variance of the step; a step without tokens says nothing."""
+        n_tokens = total[-1]
+        if not n_tokens:
+            return
         mean_F, square_F = (total[:-1] / n_tokens).chunk(2)
         self.running_mean.lerp_(mean_F.to(self.running_mean), MOMENTUM)
         self.running_variance.lerp_((square_F - mean_F.square()).clamp_min(0).to(self.running_variance), MOMENTUM)
@@ -68,9 +70,11 @@ class BatchNorm(Moved):
         return {"weight": Constant(1.0), "bias": Constant(0.0)}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        running = {name: getattr(self, name) for name in ("running_mean", "running_variance")}
         super()._apply(fn, recurse)
-        for name in ("running_mean", "running_variance"):  # values near their last move would not move in bfloat16
-            setattr(self, name, getattr(self, name).to(wide_dtype(getattr(self, name).dtype)))
+        for name, value in running.items():  # not through a narrower type, in which values near their last move would not move
+            changed = getattr(self, name)
+            setattr(self, name, value.to(changed.device, wide_dtype(changed.dtype)))
         return self
 
 

@@ -92,7 +92,22 @@ class ModelConfig(Strict):
             raise ValueError(f"halting is '{kind}' and decides who takes which repeat; leave depth.backprop_repeats and depth.sample out")
         if self.residual.kind != "single":
             raise ValueError(f"halting is '{kind}': residual.kind must be single, not '{self.residual.kind}'")
+        self._tokens_can_be_taken_out()
         return self
+
+    def _tokens_can_be_taken_out(self) -> None:
+        """What a pass over single tokens, whose keys and values others keep, cannot be."""
+        kind = self.halting.kind
+        if apart := [name for name in self.depth.per_visit if name != "residual_scale"]:
+            raise ValueError(
+                f"halting is '{kind}': keys and values of tokens that halted are kept for later visits, which depth.per_visit "
+                f"{apart} would make differ; leave them out"
+            )
+        scopes = self.statistic_scopes()
+        if scopes.get("feed_forward.choice_scope") == "sequence":
+            raise ValueError(f"halting is '{kind}': a pass has single tokens, no sequences; set feed_forward.choice_scope to micro_batch")
+        if batch_norms := [field for field in scopes if field.endswith("query_norm")]:
+            raise ValueError(f"halting is '{kind}': late passes have too few tokens for {batch_norms[0]} 'batch'; set it to layer")
 
     def feed_forward_of(self, layer: int) -> FeedForward:
         """The slot of distinct layer `layer`."""
@@ -102,9 +117,10 @@ class ModelConfig(Strict):
         """What the loss takes of the statistics of routing, by router name."""
         return self.feed_forward.balance_terms() | self.attention.balance_terms()
 
-    def statistic_scopes(self) -> set[Scope]:
-        """Over what the model's statistics of routing are taken."""
-        slots = [self.feed_forward, *self.feed_forward_at.values()]
-        return {scope for slot in slots for scope in slot.statistic_scopes()} | {
-            term.balance.scope for term in self.attention.balance_terms().values()
-        }
+    def statistic_scopes(self) -> dict[str, Scope]:
+        """Over what statistics of routing, and of queries, are taken: by the dotted field below the model that says so."""
+        slots: dict[str, FeedForward] = {"feed_forward": self.feed_forward}
+        slots |= {f"feed_forward_at.{layer}": slot for layer, slot in self.feed_forward_at.items()}
+        found = {f"{place}.{field}": scope for place, slot in slots.items() for field, scope in slot.statistic_scopes().items()}
+        terms = self.attention.balance_terms()
+        return found | ({"attention.balance.scope": next(iter(terms.values())).balance.scope} if terms else {})

@@ -30,10 +30,11 @@ class DepthConfig(Strict):
     `order` is `cycle` (ABAB..., the paper's) or `loop` (AABB...). A plain transformer is `group: L, repeats: 1`.
     With `sample` every training step draws its own number of repeats; `repeats` is then for validation and generation.
 
-    For the group's layers only: `per_visit` names what every visit of a layer has for itself. `router`: the weights of its routers;
-    `norm`: gains and biases of its two norms; `embedding`: a vector added to the stream it is given, as in the Universal
-    Transformer (arXiv 1807.03819), here learned and zero at first; `residual_scale`: a learned number that starts at the field of that
-    name. `residual_scale` multiplies what attention and feed-forward add to the stream; R in it is the repeats of the pass.
+    For the group's layers only: `per_visit` names what every visit of a layer has for itself. `router`: the weights of its routers
+    (of two-layer ones the second; biases of balance stay shared); `norm`: gains and biases of its two norms; `embedding`: a vector
+    added to the stream it is given, as in the Universal Transformer (arXiv 1807.03819), here learned and zero at first;
+    `residual_scale`: a learned number that starts at the field of that name. `residual_scale` multiplies what attention and
+    feed-forward add to the stream; R in it is the repeats of the pass.
 
     `backprop_repeats`: only a layer's last so many visits have gradients; an earlier one counts as a constant added to the stream,
     which goes on carrying gradients to what comes before.

@@ -1,7 +1,8 @@
 """A fair peer: the whole number for one field that brings a model to another's parameters or multiply-accumulates.
 
-Parameters are matched by the number of experts (arXiv 2405.16039 section 3), operations by what a token passes through. A count
-cannot be met exactly: the nearest whole number is taken, the smaller where two are as near.
+Parameters are matched by the number of experts (arXiv 2405.16039 section 3), operations (of a pass of `depth.repeats` in which no
+token halts) by what a token passes through. A count cannot be met exactly: the nearest whole number is taken, the smaller where two
+are as near.
 """
 
 from __future__ import annotations
@@ -126,6 +127,12 @@ def _changed(config: ModelConfig, field: str, value: int) -> ModelConfig | None:
         place = place[int(name) if name.isdigit() else name]
     place[last] = value
     try:
-        return ModelConfig.model_validate(values)
+        changed = ModelConfig.model_validate(values)
     except ValidationError:
         return None
+    return changed if _forms(changed) == _forms(config) else None
+
+
+def _forms(config: ModelConfig) -> list[bool]:
+    """Of every layer whether it chooses: a `pkm_halves` that reads all its slots is another function than one that does not."""
+    return [config.feed_forward_of(layer).candidates > 0 for layer in range(config.depth.n_layers)]

@@ -45,6 +45,8 @@ class RoutedConfig(FeedForwardSlot):
     def _options_meet(self) -> RoutedConfig:
         if self.softmax_over == "chosen" and self.score != "softmax":
             raise ValueError(f"softmax_over is 'chosen' but score is '{self.score}'; set score to softmax, or leave softmax_over out")
+        if self.top_k == 1 and (self.renormalise or self.softmax_over == "chosen"):
+            raise ValueError("top_k is 1: the one weight, renormalised, is always 1 and teaches the router nothing; set top_k to 2 or more")
         if self.router_dropout and self.router_hidden is None:
             raise ValueError(f"router_dropout is {self.router_dropout} but there is no hidden layer; set router_hidden, or leave it out")
         return self
@@ -61,8 +63,8 @@ class RoutedConfig(FeedForwardSlot):
             return {}
         return {"feed_forward": BalanceTerm(self.balance_weight, self.balance)}
 
-    def statistic_scopes(self) -> set[Scope]:
-        return set() if isinstance(self.balance, NoBalance) else {self.balance.scope}
+    def statistic_scopes(self) -> dict[str, Scope]:
+        return {} if isinstance(self.balance, NoBalance) else {"balance.scope": self.balance.scope}
 
     def parameters(self, d_model: int) -> Count:
         expert, router = 2 * d_model * self.d_expert, self._router_products(d_model) + (self.router_hidden or 0)
@@ -111,5 +113,5 @@ class SBaseConfig(RoutedConfig):
             raise ValueError("balance.kind is 'bias' but s_base evens its choice out already; choose none, entropy, switch or mim")
         return self
 
-    def statistic_scopes(self) -> set[Scope]:
-        return super().statistic_scopes() | {self.choice_scope}
+    def statistic_scopes(self) -> dict[str, Scope]:
+        return super().statistic_scopes() | {"choice_scope": self.choice_scope}

@@ -20,8 +20,8 @@ def _norm_parameters(norm: QueryNorm, heads: int, d_key: int) -> int:
     return {"none": 0, "layer": 2 * d_key, "batch": 2 * heads * d_key}[norm]
 
 
-def _norm_scopes(norm: QueryNorm) -> set[Scope]:
-    return {"micro_batch"} if norm == "batch" else set()
+def _norm_scopes(norm: QueryNorm) -> dict[str, Scope]:
+    return {"query_norm": "micro_batch"} if norm == "batch" else {}
 
 
 class ProductKeyConfig(FeedForwardSlot):
@@ -76,7 +76,7 @@ class PKMConfig(ProductKeyConfig):
     d_key: int = Field(ge=2, multiple_of=2)
     query_norm: QueryNorm = "none"
 
-    def statistic_scopes(self) -> set[Scope]:
+    def statistic_scopes(self) -> dict[str, Scope]:
         return _norm_scopes(self.query_norm)
 
     def parameters(self, d_model: int) -> Count:
@@ -143,7 +143,7 @@ class PeerConfig(ProductKeyConfig):
     gate: Literal["softmax", "sigmoid"] = "softmax"
     activation: Literal["relu", "gelu"] = "gelu"
 
-    def statistic_scopes(self) -> set[Scope]:
+    def statistic_scopes(self) -> dict[str, Scope]:
         return _norm_scopes(self.query_norm)
 
     def parameters(self, d_model: int) -> Count:

@@ -32,7 +32,7 @@ def recorded(record: Record, name: str, shape: tuple[int, ...]) -> Tensor | None
 
 
 class Routing(NamedTuple):
-    """Choices and weights of a batch, and what the balance regulariser must know of it: the softmax summed over tokens, [B, M, E]."""
+    """Choices and weights of a batch, and what the balance regulariser must know of it: a statistic summed over tokens, [B, M, C]."""
 
     expert_NMK: Tensor
     weight_NMK: Tensor

@@ -13,7 +13,8 @@ class PartSize:
     """A part's share.
 
     Attributes:
-        part: `embedding`, `attention`, `feed_forward`, `head`, `other` (norms, what mixes residual streams) or `total`.
+        part: `embedding`, `attention`, `feed_forward`, `head`, `other` (norms, what mixes residual streams, halting gates, and what visits
+            have for themselves) or `total`.
         kind: what fills the slot; empty where there is none.
         layers, visits: distinct layers that have it, and a token's passes through it.
         stored, unrolled, active: parameters, as in `model.accounting.Parameters`.

@@ -57,9 +57,9 @@ class FeedForwardSlot(Strict):
         """What the loss takes of the statistics that the module gives, by router name."""
         return {}
 
-    def statistic_scopes(self) -> set[Scope]:
-        """Over what its statistics of routing are taken; empty where it has none."""
-        return set()
+    def statistic_scopes(self) -> dict[str, Scope]:
+        """Over what its statistics are taken, by the field that says so; empty where it has none."""
+        return {}
 
     @abstractmethod
     def parameters(self, d_model: int) -> Count:

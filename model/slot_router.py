@@ -75,7 +75,8 @@ class SlotRouter(Router, Moved):
         logits_BTME = logits_BTME.to(wide_dtype(logits_BTME.dtype))
         dropout = self.dropout if self.training else 0.0
         expert = select(self._preference(logits_BTME.detach()), self.top_k, dropout, generator) if chosen is None else chosen
-        statistic_BMC = statistic(self.config.balance, logits_BTME, expert)
+        # Without a regulariser nobody reads the statistic.
+        statistic_BMC = statistic(self.config.balance, logits_BTME, expert) if self.config.balance_terms() else logits_BTME.new_empty(0)
         return Routed(expert, weights(logits_BTME, expert, self.config), statistic_BMC, count(expert, self.n_experts))
 
     def _is_plain(self) -> bool:

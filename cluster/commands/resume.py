@@ -1,7 +1,7 @@
 """Go on with a run from its newest whole checkpoint.
 
-field=value may change what distributed/resume_rules.py lists: train.steps, checkpoint.*, validation.*, logging.*,
-cluster.*, expert_parallel.*, table_parallel.*, data.loader_workers, data.prefetch. The run keeps the changes.
+field=value may change what distributed/resume_rules.py lists, and no more: how long, how often, on which workers and in what layout,
+never what is computed. The run keeps the changes.
 """
 
 from __future__ import annotations

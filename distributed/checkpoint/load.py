@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def load(
         RunError: the checkpoint is of another model or lacks a state; the message names the first tensor that differs.
     """
     with closing(Reader(path)) as reader:
-        check_same_model(path, reader.manifest, boxes)
+        check_same_model(path, reader.manifest, boxes, buffers)
         for fragment in fragments:
             reader.fill(fragment)
         for name, buffer in buffers.items():
@@ -52,7 +53,7 @@ def load_parameters(path: Checkpoint | Path, model: Any) -> Manifest:
     boxes: dict[str, Box] = model.boxes()
     parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
     with closing(Reader(path)) as reader, torch.no_grad():
-        check_same_model(path, reader.manifest, boxes)
+        check_same_model(path, reader.manifest, boxes, dict(model.named_buffers()))
         for name, parameter in parameters.items():
             master = torch.empty(parameter.numel(), dtype=torch.promote_types(parameter.dtype, torch.float32))
             reader.fill(Fragment(name, boxes[name], 0, parameter.numel(), {"master": master}))
@@ -62,7 +63,7 @@ def load_parameters(path: Checkpoint | Path, model: Any) -> Manifest:
         return reader.manifest
 
 
-def check_same_model(path: Checkpoint | Path, manifest: Manifest, boxes: dict[str, Box]) -> None:
+def check_same_model(path: Checkpoint | Path, manifest: Manifest, boxes: dict[str, Box], buffers: Container[str]) -> None:
     """Compare names and global shapes.
 
     Raises:
@@ -75,8 +76,8 @@ def check_same_model(path: Checkpoint | Path, manifest: Manifest, boxes: dict[st
             raise RunError(f"{differs}: it has no '{name}'; {mend}")
         if saved[name] != box.global_shape:
             raise RunError(f"{differs}: '{name}' has shape {list(saved[name])} there and {list(box.global_shape)} here; {mend}")
-    for name in saved:
-        if name not in boxes:
+    for name in [*saved, *manifest.buffers]:
+        if name not in boxes and name not in buffers:
             raise RunError(f"{differs}: it has '{name}', which this model has not; {mend}")
 
 

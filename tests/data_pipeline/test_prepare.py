@@ -217,3 +217,6 @@ def test_a_publisher_s_held_out_documents_are_taken_and_no_others(tmp_path: Path
     small = source.model_copy(update={"max_megabytes": 0.002})
     splits = prepare(text_config(tmp_path, sources=[small]), tmp_path / "small", workers=0).sources["s"].splits
     assert splits["train"].text_bytes <= 2000 and splits["held_out"].documents == 4
+    (tmp_path / "validation.jsonl").write_text('{"text": " "}\n')
+    with pytest.raises(DataError, match=r"held_out holds no document; check held_out\.path, split and files"):
+        prepare(text_config(tmp_path, sources=[source]), tmp_path / "empty", workers=0)

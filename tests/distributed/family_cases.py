@@ -43,6 +43,15 @@ def routed(**fields: Any) -> dict[str, Any]:
 STEP, MICRO_BATCH = {"scope": "step"}, {"scope": "micro_batch"}
 ALLOWED = {"router": {"allow_micro_batch_scope": True}}
 
+MIM = {"kind": "mim", "mim": "released"}
+SUT = {
+    "norm": "post",
+    "depth": {"group": 1, "repeats": 4},
+    "attention": {"kind": "momha", "n_heads": 1, "d_head": 8, "n_experts": 4, "top_k": 2, "balance": MIM},
+    "halting": {"kind": "stick_breaking", "threshold": 0.75},
+    **routed(score="softmax", softmax_over="chosen", router_hidden=6, balance=MIM),
+}
+
 CASES: dict[str, Case] = {
     "moeut": Case({}),
     "dense": Case({"norm": "pre", "attention": DENSE, "feed_forward": FEED_FORWARD}, cut="nothing"),
@@ -73,7 +82,8 @@ CASES: dict[str, Case] = {
     "per_visit": Case({"depth": {"group": 2, "repeats": 2, "per_visit": ["router", "norm", "embedding", "residual_scale"]}}),
     "sampled": Case({"depth": {"group": 2, "repeats": 2, "sample": {"kind": "uniform", "min": 1, "max": 3}, "residual_scale": "1/R"}}),
     "truncated": Case({"norm": "pre", "depth": {"group": 2, "repeats": 3, "backprop_repeats": 2}}, whole_gradient=False),
-    "stick_breaking": Case({"halting": {"kind": "stick_breaking", "threshold": 0.4}}, replayed=False),
+    "stick_breaking": Case({"depth": {"group": 2, "repeats": 4}, "halting": {"kind": "stick_breaking", "threshold": 0.75}}, replayed=False),
+    "sut": Case(SUT, replayed=False),
     "act": Case({"depth": {"group": 1, "repeats": 3}, "halting": {"kind": "act", "epsilon": 0.27}}, replayed=False),
 }
 

@@ -16,7 +16,8 @@ def load_and_save(values: dict[str, Any], source: str, copy: str) -> None:
     """Load the newest checkpoint of folder `source` in this layout and save what was loaded in folder `copy`."""
     recipe = check_recipe(values, "test")
     plain = recipe.train.engine == "plain"
-    topology = init_topology(recipe.expert_parallel.size, device="cpu", timeout_seconds=60, use_deepspeed=False if plain else None)
+    groups = {"expert_parallel": recipe.expert_parallel.size, "table_parallel": recipe.table_parallel.size}
+    topology = init_topology(**groups, device="cpu", timeout_seconds=60, use_deepspeed=False if plain else None)
     model = build_model(recipe, topology)
     engine = build_engine(model, recipe.train, topology)
     path = checkpoint.newest(Path(source), topology)

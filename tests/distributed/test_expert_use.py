@@ -191,3 +191,8 @@ def test_the_ranks_change_nothing(pool: Pool, world: int, expert_parallel: int) 
         for part in ("visits", "layers"):
             for row, same in zip(figures[part], expected[part], strict=True):
                 assert row == pytest.approx(same, rel=1e-12)
+
+
+def test_slots_with_too_many_candidates_are_left_out() -> None:
+    assert ExpertUse(config(PEER), CPU, most=9).candidates == [9, 9]
+    assert ExpertUse(config(PEER), CPU, most=8).candidates == [0, 0]

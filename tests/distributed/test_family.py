@@ -78,7 +78,7 @@ def loss_of(model: MoEUT, tokens_BT: Tensor, records: list[dict[str, Any]], move
     output = model(tokens_BT, targets_BT=tokens_BT.roll(-1, 1), records=records)
     if moved is not None:
         moved[0].copy_(before)
-    return output.cross_entropy / tokens_BT.numel() + output.balance_loss
+    return output.cross_entropy / tokens_BT.numel() + output.balance_loss + output.ponder_B.mean()
 
 
 @every_case

@@ -29,3 +29,12 @@ def test_experts_are_divided_by_their_group_and_state_by_those_that_share_it() -
     assert state_bytes(recipe, 4, torch.bfloat16) == StateBytes(2 * (rest + mine), 4 * (rest + mine), 4 * shard, 8 * shard)
     stage_two = load_recipe(RECIPE, ["expert_parallel.size=2", "train.engine=deepspeed", "train.zero_stage=2"])
     assert state_bytes(stage_two, 4, torch.bfloat16).gradients == 4 * shard
+
+
+def test_tables_are_divided_by_their_group() -> None:
+    peer = "{kind: peer, n_keys: 100, d_key: 64, heads: 2, top_k: 4}"
+    recipe = load_recipe(RECIPE, [f"model.feed_forward={peer}", "table_parallel.size=4", "train.engine=deepspeed"])
+    tables = 2 * 2 * 100**2
+    rest, mine = stored_parameters(recipe.model) - tables * 412, tables * 103
+    shard = -(-rest // 8) + 2 * 2 * -(-(100**2 * 103 * 4) // 8)
+    assert state_bytes(recipe, 8, torch.bfloat16) == StateBytes(2 * (rest + mine), 4 * (rest + mine), 4 * shard, 8 * shard)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import KINDS, tiny_config
 
-from model.accounting import kv_cache_bytes, macs, macs_per_token, parameters, stored_parameters
+from model.accounting import kv_cache_bytes, macs, macs_per_token, parameters, stored_parameters, train_flops_per_token
 from model.config import ModelConfig
 from model.moeut import MoEUT
 from model.paper import DENSE_PEERS, GROUPS, PAPER, SIGMA_MOE
@@ -115,3 +115,12 @@ def test_exact_macs_add_routers_of_every_head_and_weights() -> None:
 
 def test_cache_bytes_count_visits() -> None:
     assert kv_cache_bytes(PAPER["244M"], 1024, 2) == 18 * 2 * 4 * 128 * 1024 * 2
+
+
+def test_operations_of_training_leave_out_backward_passes_that_are_not_made() -> None:
+    """Of 8 visits of two layers six are constant: two operations a multiply-accumulate in place of six."""
+    depth = {"group": 2, "repeats": 4}
+    whole, cut = tiny_config(depth=depth), tiny_config(depth={**depth, "backprop_repeats": 1})
+    cost = macs(whole, 11)
+    assert train_flops_per_token(whole, 11) == pytest.approx(6 * cost.total / 11)
+    assert train_flops_per_token(cut, 11) == pytest.approx((6 * cost.total - 4 * (cost.attention + cost.feed_forward) * 6 / 8) / 11)

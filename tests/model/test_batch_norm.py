@@ -97,7 +97,12 @@ def test_evaluation_lets_nothing_pass_between_tokens(kind: str) -> None:
 
 
 def test_running_statistics_stay_wide_in_a_narrow_model() -> None:
-    norm = BatchNorm("queries", 3).bfloat16()
+    norm = BatchNorm("queries", 3)
+    norm.running_mean += 0.1001
+    norm = norm.bfloat16()
+    assert torch.equal(norm.running_mean, torch.full((3,), 0.1001))
+    norm.move(torch.zeros(7, dtype=torch.float64))  # a step all of whose windows were damaged
+    assert torch.equal(norm.running_mean, torch.full((3,), 0.1001)) and torch.equal(norm.running_variance, torch.ones(3))
     assert (norm.weight.dtype, norm.running_mean.dtype, norm.running_variance.dtype) == (torch.bfloat16, torch.float32, torch.float32)
     assert norm(torch.ones(2, 3, dtype=torch.bfloat16), {}).dtype == torch.bfloat16
     assert norm(torch.ones(0, 3, dtype=torch.bfloat16), {}).shape == (0, 3)

@@ -133,3 +133,11 @@ def test_a_target_too_small_names_every_knob() -> None:
     smallest = tiny_config(vocab_size=2, d_model=1, feed_forward={"kind": "dense", "d_ff": 1})
     with pytest.raises(ModelError, match=r"n_experts gives at least .* \(at 3\); .*d_expert.*; model.d_model gives at least"):
         match(tiny_config(), smallest, "params", WINDOW)
+
+
+def test_a_memory_is_not_turned_into_another_function() -> None:
+    """Above 8 sub-keys a half it would pick some slots in place of reading all."""
+    memory = {"kind": "pkm_halves", "n_keys": 5, "heads": 2, "top_k": 8}
+    small, large = tiny_config(feed_forward=memory), tiny_config(feed_forward={"kind": "dense", "d_ff": 4000})
+    with pytest.raises(ModelError, match=r"feed_forward.n_keys gives at most .* \(at 8\)"):
+        match(small, large, "params", 16, "feed_forward.n_keys")
