@@ -97,7 +97,8 @@ class ChoiceWriter:
             folder.mkdir(parents=True, exist_ok=True)
             self._forget(folder)
         if ids:
-            tensors = {"ids": torch.tensor(ids, dtype=torch.int64), "made": torch.tensor(self._made)}
+            made = self._made or [bool(record) for record in records]
+            tensors = {"ids": torch.tensor(ids, dtype=torch.int64), "made": torch.tensor(made)}
             for visit, record in enumerate(records):
                 choices = {name: choice for name, choice in record.items() if isinstance(choice, Tensor)}
                 for name, choice in choices.items():

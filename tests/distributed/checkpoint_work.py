@@ -63,7 +63,7 @@ def resume_and_train(folder: str | None, first: int, last: int, expert_parallel:
     if folder is not None:
         path = checkpoint.newest(Path(folder), topology)
         assert path is not None
-        manifest = checkpoint.load(path, engine.fragments(), model.boxes(), {}, topology)
+        manifest = checkpoint.load(path, engine.fragments(), model.boxes(), {"running_mean": torch.zeros(4)}, topology)
         engine.finish_load(manifest.meta.applied_steps)
     for step in range(first, last):
         one_step(engine, topology, step, 1, 1e-2, torch.float32)

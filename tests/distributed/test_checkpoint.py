@@ -220,7 +220,9 @@ def test_other_model_names_the_first_difference(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"it has 'mix\.bias', which this model has not"):
         checkpoint.load(path, [], {name: box for name, box in boxes.items() if name != "mix.bias"}, {}, ALONE)
     with pytest.raises(RunError, match="buffer 'other' is not there"):
-        checkpoint.load(path, [], boxes, {"other": torch.zeros(1)}, ALONE)
+        checkpoint.load(path, [], boxes, {"running_mean": torch.zeros(4), "other": torch.zeros(1)}, ALONE)
+    with pytest.raises(RunError, match="it has 'running_mean', which this model has not"):
+        checkpoint.load(path, [], boxes, {}, ALONE)
 
 
 def test_other_optimizer_is_refused(tmp_path: Path) -> None:
