@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from model.balance_config import BalanceTerm, EntropyBalance, Regularised
+from model.moe_config import SigmaMoEConfig
 from model.slot_config import Count, Strict
 
 
@@ -129,13 +130,28 @@ class MomhaConfig(AttentionSlot):
     def _top_k_fits(self) -> MomhaConfig:
         if self.top_k > self.n_experts:
             raise ValueError(f"top_k is {self.top_k} but there are {self.n_experts} experts; choose top_k <= {self.n_experts}")
-        if self.top_k == 1 and self.n_experts > 1:
-            raise ValueError("top_k is 1: the one weight, a softmax of itself, is always 1 and teaches the router nothing; set it to 2")
+        return self
+
+    @model_validator(mode="after")
+    def _router_learns(self) -> MomhaConfig:
+        self.routing(1)  # which says what is wrong with it
         return self
 
     @property
     def query_heads(self) -> int:
         return self.n_heads * self.top_k
+
+    def routing(self, d_model: int) -> SigmaMoEConfig:
+        """How experts are chosen and weighed, as a feed-forward with such a router says it."""
+        return SigmaMoEConfig(
+            n_experts=self.n_experts,
+            top_k=self.top_k,
+            score="softmax",
+            softmax_over="chosen",
+            router_hidden=d_model,
+            router_dropout=self.router_dropout,
+            balance=self.balance,
+        )
 
     @property
     def router_rows(self) -> int:

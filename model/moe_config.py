@@ -45,7 +45,7 @@ class RoutedConfig(FeedForwardSlot):
     def _options_meet(self) -> RoutedConfig:
         if self.softmax_over == "chosen" and self.score != "softmax":
             raise ValueError(f"softmax_over is 'chosen' but score is '{self.score}'; set score to softmax, or leave softmax_over out")
-        if self.top_k == 1 and (self.renormalise or self.softmax_over == "chosen"):
+        if self.top_k == 1 < self.n_experts and (self.renormalise or self.softmax_over == "chosen"):
             raise ValueError("top_k is 1: the one weight, renormalised, is always 1 and teaches the router nothing; set top_k to 2 or more")
         if self.router_dropout and self.router_hidden is None:
             raise ValueError(f"router_dropout is {self.router_dropout} but there is no hidden layer; set router_hidden, or leave it out")

@@ -9,37 +9,18 @@ Shape suffixes: B sequences, T tokens, N = B*T, D model width, H heads, K expert
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.routed_linear import routed_linear
-from kernels.router import Routed
 from model.attention import Statistics, attend
 from model.attention_config import MomhaConfig
 from model.bank import ExpertBank
 from model.exchange import LocalExchange
 from model.initialise import Normal, Rules, Uniform
-from model.regularisers import statistic
 from model.rotary import Positions
-from model.router import Router, Routing
+from model.router import Routing
+from model.slot_router import SlotRouter
 from model.visit import Visit
-
-
-class TwoLayerRouter(Router):
-    """Linear, Tanh, Dropout, Linear; the K largest logits are taken, their softmax are the weights."""
-
-    def __init__(self, d_model: int, config: MomhaConfig) -> None:
-        super().__init__("attention", d_model, config.n_experts, config.top_k, dropout=0.0)
-        self.hidden_dropout, self.balance = config.router_dropout, config.balance
-        self.hidden = nn.Linear(d_model, d_model)
-
-    def _logits(self, x_BTD: Tensor, weight: Tensor) -> Tensor:
-        return super()._logits(F.dropout(torch.tanh(self.hidden(x_BTD)), self.hidden_dropout, self.training), weight)
-
-    def _route(self, logits_BTME: Tensor, chosen: Tensor | None, generator: torch.Generator | None) -> Routed:
-        routed = super()._route(logits_BTME, chosen, generator)
-        told = statistic(self.balance, logits_BTME, routed.expert)
-        return routed._replace(weight=logits_BTME.gather(-1, routed.expert).softmax(dim=-1), softmax_sum=told)
 
 
 class Momha(nn.Module):
@@ -49,7 +30,7 @@ class Momha(nn.Module):
         super().__init__()
         self.d_model, self.n_heads, self.d_head, self.top_k = d_model, config.n_heads, config.d_head, config.top_k
         self.width = config.n_heads * config.d_head
-        self.router = TwoLayerRouter(d_model, config)
+        self.router = SlotRouter(d_model, config.routing(d_model), name="attention")
         self.key = nn.Linear(d_model, self.width, bias=False)
         self.value = nn.Linear(d_model, self.width, bias=False)
         self.query = ExpertBank(LocalExchange(), config.n_experts, d_model, self.width)

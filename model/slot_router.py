@@ -1,4 +1,4 @@
-"""The router of a feed-forward slot in any form that its configuration has.
+"""The router of a slot in any form that its configuration has.
 
 Shape suffixes: B sequences, T tokens, N tokens of all sequences, M routers side by side (1 here), E experts, K chosen, D model width,
 H width of the router's hidden layer, C entries of a statistic.
@@ -33,9 +33,9 @@ class SlotRouter(Router, Moved):
 
     bias_steps: Tensor
 
-    def __init__(self, d_model: int, config: RoutedConfig) -> None:
+    def __init__(self, d_model: int, config: RoutedConfig, name: str = "feed_forward") -> None:
         width = config.router_hidden or d_model
-        super().__init__("feed_forward", width, config.n_experts, config.top_k, config.expert_dropout)
+        super().__init__(name, width, config.n_experts, config.top_k, config.expert_dropout)
         self.config = config
         self.hidden = None if config.router_hidden is None else nn.Linear(d_model, config.router_hidden)
         if isinstance(config.balance, BiasBalance):

@@ -60,7 +60,7 @@ ROUTED = {"kind": "sigma_moe", "n_experts": 5, "top_k": 1}
         ({"feed_forward": {**ROUTED, "score": "softmax", "softmax_over": "chosen"}}, "always 1 and teaches the router nothing"),
         (
             {"attention": {"kind": "momha", "n_heads": 1, "d_head": 4, "n_experts": 3, "top_k": 1}},
-            "teaches the router nothing; set it to 2",
+            "teaches the router nothing; set top_k to 2",
         ),
     ],
 )
