@@ -5,6 +5,7 @@ Activations are not counted: they depend on micro-batch and recompute policy, an
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,7 +13,6 @@ from typing import NamedTuple
 import torch
 
 from distributed.dispatch_plan import owned_experts
-from distributed.engine import choose_engine
 from distributed.recipe import Recipe
 from model.bank import ExpertBank
 from model.moeut import MoEUT
@@ -21,7 +21,7 @@ from model.table_exchange import TableSlot
 
 @dataclass(frozen=True)
 class StateBytes:
-    """Bytes of the rank that holds most: `weights` in the model's type; `gradients` in fp32; `masters`, fp32 copies; `moments`."""
+    """Bytes of the rank that holds most: `weights` in the model's type; `gradients`, `masters` (copies), `moments`, in fp32 at least."""
 
     weights: int
     gradients: int
@@ -36,20 +36,22 @@ class StateBytes:
 def state_bytes(recipe: Recipe, world: int, dtype: torch.dtype) -> StateBytes:
     """What rank 0..world-1 hold at most, experts and tables cut as `expert_parallel` and `table_parallel` say.
 
-    The plain engine keeps fp32 weights as their own masters. DeepSpeed keeps masters always and cuts them and the moments over
+    The plain engine keeps weights of fp32 or fp64 as their own masters. DeepSpeed keeps masters always and cuts them and the moments over
     the ranks that hold the same parameters (ZeRO 1), at stage 2 the gradients as well.
     """
     replicated, parts = _numbers(recipe)
-    plain = choose_engine(recipe.train, world) == "plain"
+    installed = importlib.util.find_spec("deepspeed") is not None
+    plain = recipe.train.engine == "plain" or (recipe.train.engine == "auto" and (recipe.train.precision == "fp64" or not installed))
     # Replicated parameters are cut over all ranks, parts over those that hold the same part.
     held = [replicated, *(part.numbers for part in parts)]
     shard = sum(held) if plain else sum(-(-n * ranks // world) for n, ranks in zip(held, [1, *(part.ranks for part in parts)], strict=True))
     moments = {"adamw": 2, "sgd": 0}[recipe.train.optimizer]
+    wide = max(4, dtype.itemsize)
     return StateBytes(
         weights=sum(held) * dtype.itemsize,
-        gradients=4 * (shard if recipe.train.zero_stage == 2 and not plain else sum(held)),
-        masters=0 if plain and dtype == torch.float32 else 4 * shard,
-        moments=4 * moments * shard,
+        gradients=wide * (shard if recipe.train.zero_stage == 2 and not plain else sum(held)),
+        masters=0 if plain and dtype.itemsize == wide else wide * shard,
+        moments=wide * moments * shard,
     )
 
 
