@@ -7,9 +7,10 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from benchmarks.results import figure, line
+from benchmarks.results import figure
 from benchmarks.rivals import reason
 from benchmarks.timing import Form, measure, peak_bytes, ratio
+from cluster.markdown import line
 
 HEADER = ["work", "form", "ms", "over dense", "peak GB", "of floor", "note"]
 OURS, DENSE = "ours", "dense"

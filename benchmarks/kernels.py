@@ -26,12 +26,13 @@ from benchmarks.floors import DEVICES, NAMES, Device
 from benchmarks.kernel_forms import draw_layer, layer_forms, loss_forms
 from benchmarks.kernel_shapes import SIZES, Size
 from benchmarks.map_forms import map_forms
-from benchmarks.results import figure, head, machine, table
+from benchmarks.results import figure, machine
 from benchmarks.rivals import rival_forms
 from benchmarks.roofline import kernels, whole
 from benchmarks.stream_floors import readers, stream
 from benchmarks.stream_forms import logits_forms, stream_forms
 from benchmarks.timing import Form, measure
+from cluster.markdown import head, table
 from model.paper import DENSE_PEERS, PAPER
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -61,6 +62,19 @@ def losses(config: ModelConfig, n_tokens: int, steps: int, precision: str, devic
     return found
 
 
+def at_least(least: int, why: str) -> Callable[[str], int]:
+    """How argparse reads a whole number that must be `least` or more."""
+
+    def read(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value} is too small: {why}, so give {least} or more")
+        return value
+
+    read.__name__ = "whole number"  # argparse names it where the text is none
+    return read
+
+
 def _peak(device: torch.device) -> int:
     return device_bytes(device) if device.type == "cuda" else host_bytes()
 
@@ -68,10 +82,11 @@ def _peak(device: torch.device) -> int:
 def main(argv: list[str]) -> int:
     """Train and print; 1 where the loss did not fall in every step."""
     parser = argparse.ArgumentParser(prog="bench million_experts", description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--side", type=int, default=1024, help="the square root of the number of experts (default: 1024)")
-    parser.add_argument("--width", type=int, default=32, help="of the model (default: 32)")
-    parser.add_argument("--tokens", type=int, default=4096, help="of a step (default: 4096)")
-    parser.add_argument("--steps", type=int, default=5)
+    side, tokens = at_least(4, "a head picks 16 of its square"), at_least(2 * LENGTH, f"two micro-batches of windows of {LENGTH}")
+    parser.add_argument("--side", type=side, default=1024, help="the square root of the number of experts (default: 1024)")
+    parser.add_argument("--width", type=at_least(2, "attention has two heads"), default=32, help="of the model (default: 32)")
+    parser.add_argument("--tokens", type=tokens, default=4096, help="of a step (default: 4096)")
+    parser.add_argument("--steps", type=at_least(2, "losses are compared"), default=5)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the parameters")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)

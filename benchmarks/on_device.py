@@ -63,6 +63,8 @@ PIECES = (
     Piece("kernels-widths", "cluster bench kernels --sizes d768 d1024 d2048 d4096 --no-rivals", 8),
     Piece("peer", "cluster bench peer", 3),
     Piece("rivals-widths", "cluster bench kernels --sizes d768 d1024 d2048 d4096", 8),
+    Piece("compare-gpu", "cluster compare configs/compare/gpu --local --minutes 7", 8, ("streaming", "tokenizers", "xxhash")),
+    Piece("million-experts", "cluster bench million_experts --width 1024 --tokens 16384 --precision bf16", 4, ("yaml", "numpy")),
 )
 
 

@@ -1,4 +1,4 @@
-"""How benches that measure devices write their figures: markdown tables, and a line that says where and when."""
+"""What benches that measure devices write beside their tables (`cluster.markdown`): numbers, and a line that says where and when."""
 
 from __future__ import annotations
 
@@ -14,21 +14,6 @@ def machine() -> str:
     cores = len(os.sched_getaffinity(0))
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {cores} cores, {torch.get_num_threads()} threads used"
     return ", ".join([time.strftime("%Y-%m-%d", time.gmtime()), device, f"torch {torch.__version__}", _triton()])
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A markdown table; the first column is text, the others are figures."""
-    return "\n".join([head(header), *map(line, rows)])
-
-
-def head(header: list[str]) -> str:
-    """Its first two lines, for a table whose rows come one after the other."""
-    return "\n".join([line(header), line(["---", *["---:"] * (len(header) - 1)])])
-
-
-def line(cells: list[str]) -> str:
-    """One row."""
-    return "| " + " | ".join(cells) + " |"
 
 
 def figure(value: float | None, form: str) -> str:

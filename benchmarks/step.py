@@ -19,10 +19,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.kernel_times import kernel_times
-from benchmarks.results import figure, machine, table
+from benchmarks.results import figure, machine
 from benchmarks.step_models import Contestant, Setting, balanced_records
 from benchmarks.timing import Form, measure, peak_bytes, ratio
 from benchmarks.tokens import corpus_tokens, zipf_tokens
+from cluster.markdown import table
 from distributed.peak import published_peak
 from model.accounting import macs_per_token
 from model.config import ModelConfig

@@ -17,8 +17,8 @@ import torch
 import triton
 
 from benchmarks import kernel_operations
-from benchmarks.results import table
 from benchmarks.timing import Form, measure
+from cluster.markdown import table
 from kernels import expert_outer_products, gather_matmul
 from model.moe_config import SigmaMoEConfig
 from model.paper import PAPER

@@ -1,7 +1,8 @@
 """A recipe tried before its corpus and its days are spent: the model at full size, its first steps on small data, what it takes.
 
 The run is the recipe's but for what makes it long: Python source of this machine in the recipe's own windows and kind of
-tokenizer, a few steps of one micro-batch a worker, no warm-up, a validation of a few windows and one checkpoint.
+tokenizer, a few steps of one micro-batch a worker (two where a step begins with a second forward), no warm-up, a validation of a
+few windows and one checkpoint. A depth that is drawn is tried at its greatest.
 """
 
 from __future__ import annotations
@@ -12,18 +13,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-from cluster.checkpoints import checkpoint_steps
-from cluster.errors import ClusterError
-from cluster.new_run import NewRun
+from cluster.dry_run_tables import expected, measured
+from cluster.new_run import NewRun, clear
+from cluster.run_lock import RunLock
 from cluster.sizing import plan_run
-from distributed.build import choose_dtype
-from distributed.json_lines import read_lines
+from data_pipeline.config import DataConfig, SourceConfig
+from data_pipeline.documents import digest_of
+from data_pipeline.manifest import content_fields
 from distributed.recipe import Recipe
 from distributed.run_folder import RunFolder
-from distributed.state_memory import state_bytes
-from model.accounting import macs_per_token, parameters
 
 CORPUS_MEGABYTES = 8
 
@@ -39,30 +38,30 @@ class DryRun:
     def start(self, console: Console) -> int:
         """Print what the recipe is, make its first steps, print what they took; returns the exit code."""
         recipe = NewRun(self.words).recipe()
-        workers = plan_run(recipe).workers
-        small = NewRun([*self.words, *shortened(recipe, self.steps, workers)])
-        console.print(expected(recipe, workers), highlight=False)
-        code = small.start(console)
-        if code == 0:
-            run = RunFolder.named(small.recipe().name)
-            console.print(measured(recipe, run), highlight=False)
-            if not self.keep:
-                shutil.rmtree(run.path)
-        return code
+        small = NewRun([*self.words, *shortened(recipe, self.steps, plan_run(recipe).workers)])
+        trial, plan = small.plan()
+        console.print(expected(recipe, trial, plan.workers), highlight=False)
+        with RunLock(RunFolder.named(trial.name)) as lock:
+            clear(lock.run)  # what a trial left that was killed
+            try:
+                code = small.begin(trial, plan, lock, console)
+                if code == 0:
+                    console.print(measured(recipe, lock.run), highlight=False)
+                return code
+            finally:
+                if not self.keep:
+                    shutil.rmtree(lock.run.path)
 
 
 def shortened(recipe: Recipe, steps: int, workers: int) -> list[str]:
     """The fields of `recipe` that a dry run changes, as overrides."""
-    tokenizer = recipe.data.tokenizer
     changes: dict[str, Any] = {
         "name": f"dry-run-{recipe.name}",
-        "data.folder": f"corpora/dry_run_{tokenizer.kind}_{tokenizer.vocab_size}_{recipe.data.seq_len}",
-        "data.sources": [{"name": "python", "kind": "installed_python", "max_megabytes": CORPUS_MEGABYTES}],
-        "data.tokenizer.train_megabytes": CORPUS_MEGABYTES / 2,
-        "data.held_out_fraction": 0.05,
+        "data": small_data(recipe.data).model_dump(mode="json"),
         "train.steps": steps,
-        "train.global_batch": workers * recipe.train.micro_batch,
+        "train.global_batch": workers * recipe.train.micro_batch * (2 if looks_ahead(recipe) else 1),
         "train.schedule.warmup_steps": 0,
+        "router.replay": "off",
         "validation.every": steps,
         "validation.windows": workers,
         "validation.batch": 1,
@@ -72,56 +71,22 @@ def shortened(recipe: Recipe, steps: int, workers: int) -> list[str]:
         "logging.every": 1,
         "logging.heat_maps_every": steps,
     }
+    if recipe.model.depth.sample is not None:
+        changes |= {"model.depth.repeats": recipe.model.depth.sample.max, "model.depth.sample": None}
     return [f"{field}={json.dumps(value)}" for field, value in changes.items()]
 
 
-def expected(recipe: Recipe, workers: int) -> Table:
-    """Sizes and costs worked out from the recipe."""
-    import torch
-
-    from cluster.sizing import local_gpus
-
-    counts, length = parameters(recipe.model), recipe.data.seq_len
-    dtype = choose_dtype(recipe.train.precision, torch.device("cuda" if local_gpus() else "cpu"))
-    state = state_bytes(recipe, workers, dtype)
-    tokens = recipe.train.steps * recipe.train.global_batch * length
-    table = Table(title=f"{recipe.name}: what the recipe says", show_header=False)
-    table.add_row("parameters", f"{counts.stored:,} stored, {counts.active:,} met by a token over {recipe.model.depth.n_visits} visits")
-    table.add_row("forward", f"{macs_per_token(recipe.model, length) / 1e6:,.1f} M multiply-accumulates a token")
-    table.add_row("run", f"{recipe.train.steps:,} steps of {recipe.train.global_batch} x {length} tokens: {tokens / 1e9:,.2f} B tokens")
-    table.add_row(
-        f"state a rank, {workers} workers",
-        f"{_gb(state.total)}: weights {_gb(state.weights)}, gradients {_gb(state.gradients)}, "
-        f"masters {_gb(state.masters)}, moments {_gb(state.moments)}; activations not counted",
-    )
-    return table
+def small_data(data: DataConfig) -> DataConfig:
+    """Python source of this machine, cut as `data` cuts its own; sets of other content lie in other folders."""
+    changes = {
+        "sources": [SourceConfig(name="python", kind="installed_python", max_megabytes=CORPUS_MEGABYTES)],
+        "tokenizer": data.tokenizer.model_copy(update={"train_megabytes": CORPUS_MEGABYTES / 2}),
+        "held_out_fraction": 0.05,
+    }
+    small = data.model_copy(update=changes)
+    return small.model_copy(update={"folder": f"corpora/dry_run_{digest_of(content_fields(small))[:12]}"})
 
 
-def measured(recipe: Recipe, run: RunFolder) -> Table:
-    """What the first steps took, and the whole run at their speed.
-
-    Raises:
-        ClusterError: the model in the checkpoint is not the one that was worked out.
-    """
-    lines = [line for line in read_lines(run.metrics_path) if "loss" in line]
-    summary = json.loads(run.summary_path.read_text())
-    stored = parameters(recipe.model).stored
-    if summary["parameters"] != stored:
-        raise ClusterError(
-            f"the model has {summary['parameters']:,} parameters where its configuration says {stored:,}; this is a fault of ours"
-        )
-    memory = max(max(line["host_bytes_max"], line["device_bytes_max"]) for line in lines)
-    speed = lines[-1]["tokens_per_second"]
-    days = recipe.train.steps * recipe.train.global_batch * recipe.data.seq_len / speed / 86400
-    table = Table(title=f"{recipe.name}: what its first steps took", show_header=False)
-    table.add_row("loss, nats a token", ", ".join(f"{line['loss']:.3f}" for line in lines))
-    table.add_row("peak memory of a rank", _gb(memory))
-    table.add_row(
-        "checkpoint", f"step {checkpoint_steps(run)[-1]}: {_gb(sum(f.stat().st_size for f in run.checkpoints.rglob('*') if f.is_file()))}"
-    )
-    table.add_row("speed", f"{speed:,.0f} tokens/s, {lines[-1]['step_seconds']:.1f} s a step; the whole run here: {days:,.1f} days")
-    return table
-
-
-def _gb(count: int) -> str:
-    return f"{count / 1e9:.2f} GB"
+def looks_ahead(recipe: Recipe) -> bool:
+    """Whether a step of several micro-batches begins with a second forward over all of them (`distributed.step_balance`)."""
+    return any(term.balance.scope == "step" for term in recipe.model.balance_terms().values())

@@ -81,21 +81,26 @@ class NewRun:
     def start(self, console: Console) -> int:
         """Check everything, then run; returns the exit code."""
         recipe, plan = self.plan()
-        run = RunFolder.named(recipe.name)
-        with RunLock(run) as lock:
-            clear_unstarted(run)
-            ensure_corpus(recipe, console)
-            run.create(recipe)
-            announce(recipe, plan, run, console)
-            return launch(Start(run, recipe, plan, branch_from=self.branch_from), lock, console)
+        with RunLock(RunFolder.named(recipe.name)) as lock:
+            clear_unstarted(lock.run)
+            return self.begin(recipe, plan, lock, console)
+
+    def begin(self, recipe: Recipe, plan: GroupPlan, lock: RunLock, console: Console) -> int:
+        """Run what `plan` gave, in the empty folder that `lock` holds; returns the exit code."""
+        ensure_corpus(recipe, console)
+        lock.run.create(recipe)
+        announce(recipe, plan, lock.run, console)
+        return launch(Start(lock.run, recipe, plan, branch_from=self.branch_from), lock, console)
 
 
 def clear_unstarted(run: RunFolder) -> None:
     """Empty the folder of a run that never reached a checkpoint; the caller holds its lock.
 
     Raises:
-        RunError: the run has checkpoints, which `train` never touches.
+        RunError: the run has checkpoints, which `train` never touches, or the folder is a comparison's.
     """
+    if any(run.path.glob("*/recipe.yaml")):
+        raise RunError(f"{run.path} holds the runs of a comparison; choose another name with --name")
     if has_checkpoint(run):
         state = run.read_state()
         if state["state"] == "finished":
@@ -107,6 +112,24 @@ def clear_unstarted(run: RunFolder) -> None:
             f"run '{run.name}' has checkpoints already (step {state.get('step', 'unknown')}); "
             f"go on with ./launch.sh resume {run.name}, or choose another name with --name"
         )
+    clear(run)
+
+
+def check_stands_alone(run: RunFolder) -> None:
+    """Whether the run may be stopped and resumed by itself.
+
+    Raises:
+        RunError: it belongs to a comparison, which does both.
+    """
+    if run.comparison is not None:
+        raise RunError(
+            f"run '{run.full_name}' belongs to comparison '{run.comparison.name}': Ctrl-C stops all of that, the same ./launch.sh compare "
+            f"goes on with it; ./launch.sh train --from {run.full_name} branches from this run"
+        )
+
+
+def clear(run: RunFolder) -> None:
+    """Empty a run's folder but for its lock, which the caller holds."""
     for entry in run.path.iterdir():
         if entry == lock_path(run):
             continue

@@ -37,9 +37,11 @@ def find_recipe(name: str) -> Path:
     for candidate in (Path(name), CONFIGS / name, CONFIGS / f"{name}.yaml"):
         if candidate.is_file():
             return candidate
-    known = sorted(str(path.relative_to(CONFIGS).with_suffix("")) for path in CONFIGS.rglob("*.yaml") if path.parent != _PARTS)
-    near = difflib.get_close_matches(Path(name).stem, known, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'?" if near else f"recipes in configs/: {', '.join(known)}"
+    known = [path.relative_to(CONFIGS).with_suffix("") for path in sorted(CONFIGS.rglob("*.yaml")) if path.parent != _PARTS]
+    meant = {path.name: [other for other in known if other.name == path.name] for path in known} | {str(path): [path] for path in known}
+    near = difflib.get_close_matches(str(Path(name).with_suffix("")), meant, n=1, cutoff=0.5)
+    chosen = " or ".join(f"'{path}'" for path in meant[near[0]]) if near else ""
+    hint = f"did you mean {chosen}?" if near else f"recipes in configs/: {', '.join(map(str, known))}"
     raise RunError(f"recipe '{name}': no such file; {hint}")
 
 

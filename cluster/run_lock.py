@@ -14,15 +14,20 @@ from typing import Any
 from distributed.errors import RunError
 from distributed.run_folder import RunFolder
 
+REFUSAL = "run '{name}' is already at work ({who}); follow it with ./launch.sh logs -f {name}, or choose another name with --name"
+
 
 class RunLock:
     """Held by whoever trains in a run folder; `with RunLock(run): ...`.
 
     The descriptor may be handed to a child, which then shares the lock: it is free once all of them are gone.
+
+    Args:
+        refusal: what is told where another holds it, with places for `name` and `who`.
     """
 
-    def __init__(self, run: RunFolder) -> None:
-        self.run = run
+    def __init__(self, run: RunFolder, refusal: str = REFUSAL) -> None:
+        self.run, self.refusal = run, refusal
         self.descriptor = -1
 
     def __enter__(self) -> RunLock:
@@ -36,7 +41,7 @@ class RunLock:
             ) from None
         if not _lock_soon(self.descriptor):
             os.close(self.descriptor)
-            raise RunError(_refusal(self.run))
+            raise RunError(self.refusal.format(name=self.run.name, who=_holder(self.run)))
         owner = {"pid": os.getpid(), "host": socket.gethostname(), "time": time.time()}
         os.ftruncate(self.descriptor, 0)
         os.pwrite(self.descriptor, json.dumps(owner).encode(), 0)
@@ -91,7 +96,6 @@ def is_held(run: RunFolder) -> bool:
         os.close(descriptor)
 
 
-def _refusal(run: RunFolder) -> str:
+def _holder(run: RunFolder) -> str:
     owner = owner_of(run)
-    who = f"process {owner['pid']} on {owner['host']}" if owner else "another process"
-    return f"run '{run.name}' is already at work ({who}); follow it with ./launch.sh logs -f {run.name}, or choose another name with --name"
+    return f"process {owner['pid']} on {owner['host']}" if owner else "another process"

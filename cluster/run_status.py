@@ -10,7 +10,7 @@ from rich.table import Table
 from cluster.events import read_events, restarts, words
 from cluster.progress import duration
 from cluster.run_lock import is_held
-from distributed.run_folder import RunFolder, runs_root
+from distributed.run_folder import RunFolder
 
 AT_WORK = ("starting", "running", "stopping")
 
@@ -41,12 +41,12 @@ def status_of(run: RunFolder) -> RunStatus:
     held = is_held(run)
     if state == "failed" and not found.get("reason") and held:
         state = "starting"  # a rank left its error; the supervisor, which ends a run with a reason, is still there
-    if state in AT_WORK and not held:
+    if state in AT_WORK and not (held or (run.comparison is not None and is_held(run.comparison))):
         state = "lost"
     elif state in AT_WORK and run.stop_path.exists():
         state = "stopping"
     return RunStatus(
-        name=run.name,
+        name=run.full_name,
         state=state,
         step=found.get("step"),
         steps=found.get("steps"),
@@ -58,11 +58,6 @@ def status_of(run: RunFolder) -> RunStatus:
         restarts=restarts(events),
         last_event=words(news[-1]) if news else None,
     )
-
-
-def all_runs() -> list[RunFolder]:
-    """Every run below the runs root, by name."""
-    return [RunFolder(path.parent) for path in sorted(runs_root().glob("*/recipe.yaml"))]
 
 
 def status_table(rows: list[RunStatus]) -> Table:

@@ -183,7 +183,9 @@ class Supervisor:
 
     def _bounds(self) -> str:
         config = self.config
-        return f"cluster.min_workers is {config.min_workers}, train.global_batch {self.recipe.train.global_batch}"
+        tables = self.recipe.table_parallel.size
+        cut = f", table_parallel.size {tables}, which must divide the workers" if tables > 1 else ""
+        return f"cluster.min_workers is {config.min_workers}, train.global_batch {self.recipe.train.global_batch}{cut}"
 
     def _conclude(self, result: str) -> int:
         """The state of a run whose ranks all gave a result. A group that ended to grow while a stop was asked for has stopped."""

@@ -7,7 +7,7 @@ import yaml
 from distributed.errors import RunError
 
 
-def set_field(text: str, field: str, value: int) -> str:
+def set_field(text: str, field: str, value: int | str) -> str:
     """The YAML `text` with the dotted `field` set to `value`; a field that stood at its default is added to its group.
 
     Raises:

@@ -1,20 +1,16 @@
-"""From a YAML file and dotted overrides (`train.lr=3e-4`) to a recipe, or to words about every fault in it.
-
-A fault is named by the field as the user wrote it, the value, and what would be right.
-"""
+"""From a YAML file and dotted overrides (`train.lr=3e-4`) to a recipe, or to words about every fault in it."""
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from distributed.errors import RunError
 from distributed.recipe import Recipe
-from model.config import ModelConfig
+from distributed.recipe_faults import explain
 
 
 def load_recipe(path: Path | str, overrides: list[str] | None = None) -> Recipe:
@@ -48,14 +44,14 @@ def check_recipe(values: dict[str, Any], origin: str) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as fault:
-        lines = [_explain(error) for error in fault.errors()]
+        lines = [explain(error) for error in fault.errors()]
         raise RunError(f"recipe {origin}:\n  " + "\n  ".join(lines)) from None
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
     """Set one dotted field in nested plain values, e.g. `train.lr=3e-4` or `data.sources.0.path=/texts`.
 
-    A value `@FILE` is the content of a YAML file: `data=@configs/paper/data/pes2o.yaml`.
+    A value `@FILE` is the content of a YAML file: `data=@configs/corpora/pes2o.yaml`.
     """
     key, equals, text = override.partition("=")
     if not equals or not key:
@@ -100,44 +96,3 @@ def _parse_value(text: str) -> Any:
         except ValueError:
             return value
     return value
-
-
-def _explain(error: Any) -> str:
-    # Discriminated unions put the chosen kind into pydantic's location; the user did not write it.
-    kinds = {kind for slot in _parts(ModelConfig) if "kind" in slot.model_fields for kind in get_args(slot.model_fields["kind"].annotation)}
-    location = [str(part) for part in error["loc"] if str(part) not in kinds]
-    field = ".".join(location) or "recipe"
-    given = error.get("input")
-    if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(location[-1], _known_fields(), n=1, cutoff=0.5)
-        return f"{field}: unknown field" + (f"; did you mean {near[0]}?" if near else "; remove it")
-    if error["type"] == "missing":
-        return f"{field}: required but not given"
-    shown = "" if isinstance(given, dict | list | BaseModel) else f" (got {given!r})"
-    return f"{field}: {error['msg'].removeprefix('Value error, ')}{shown}"
-
-
-def _known_fields() -> list[str]:
-    """Names of all fields, of the recipe and of its parts."""
-    return [name for part in _parts(Recipe) for name in part.model_fields]
-
-
-def _parts(whole: type[BaseModel]) -> list[type[BaseModel]]:
-    """`whole` and every model that a field of one may hold."""
-    found: list[type[BaseModel]] = []
-    pending = [whole]
-    while pending:
-        part = pending.pop()
-        found.append(part)
-        for field in part.model_fields.values():
-            pending.extend(_inner_models(field.annotation))
-    return found
-
-
-def _inner_models(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    found: list[type[BaseModel]] = []
-    for argument in getattr(annotation, "__args__", ()):
-        found.extend(_inner_models(argument))
-    return found

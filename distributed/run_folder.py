@@ -14,6 +14,7 @@ runs/<name>/skips.json           steps of the sample order that are left out aft
 runs/<name>/damaged_windows.jsonl    windows that could not be read and were left out
 runs/<name>/stop                 a request: stop at the end of this step, after a checkpoint
 runs/<name>/regroup              a request: end after the next checkpoint, to go on with other workers
+runs/<comparison>/<name>/        a run of a comparison: the same files but for those of a supervisor
 """
 
 from __future__ import annotations
@@ -53,6 +54,17 @@ def data_folder(recipe: Recipe) -> Path:
     return folder if folder.is_absolute() else project_root() / folder
 
 
+def is_plain(name: str) -> bool:
+    """Whether it is the name of one folder."""
+    return "/" not in name and name not in ("", ".", "..")
+
+
+def all_runs() -> list[RunFolder]:
+    """Every run below the runs root, those of comparisons included, by name."""
+    found = [path.parent for pattern in ("*/recipe.yaml", "*/*/recipe.yaml") for path in runs_root().glob(pattern)]
+    return [RunFolder(folder) for folder in sorted(found)]
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """Paths and small files of one run."""
@@ -61,9 +73,10 @@ class RunFolder:
 
     @staticmethod
     def named(name: str) -> RunFolder:
-        """The run `name` below the runs root, whether or not it exists."""
-        if "/" in name or name in (".", "..") or not name:
-            raise RunError(f"run name '{name}' must be a plain name without '/'")
+        """The run `name` below the runs root, or `COMPARISON/RUN` in a comparison's folder, whether or not it exists."""
+        parts = name.split("/")
+        if len(parts) > 2 or not all(map(is_plain, parts)):
+            raise RunError(f"run name '{name}' must be a plain name without '/', or COMPARISON/RUN")
         return RunFolder(runs_root() / name)
 
     @staticmethod
@@ -71,13 +84,24 @@ class RunFolder:
         """The run `name`; a RunError that lists the known runs when there is none."""
         folder = RunFolder.named(name)
         if not folder.recipe_path.is_file():
-            known = sorted(path.parent.name for path in runs_root().glob("*/recipe.yaml"))
-            raise RunError(f"there is no run '{name}' in {runs_root()}; runs: {', '.join(known) or 'none yet'}")
+            known = ", ".join(run.full_name for run in all_runs())
+            raise RunError(f"there is no run '{name}' in {runs_root()}; runs: {known or 'none yet'}")
         return folder
 
     @property
     def name(self) -> str:
         return self.path.name
+
+    @property
+    def comparison(self) -> RunFolder | None:
+        """The folder of the comparison that the run belongs to; None for a run of its own."""
+        above = self.path.parent
+        return RunFolder(above) if above.parent == runs_root() else None
+
+    @property
+    def full_name(self) -> str:
+        """What `named` finds it by: `name`, or `COMPARISON/RUN`."""
+        return self.name if self.comparison is None else f"{self.comparison.name}/{self.name}"
 
     @property
     def recipe_path(self) -> Path:

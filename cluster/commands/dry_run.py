@@ -1,7 +1,7 @@
 """Try a recipe: print its sizes and costs, then make its first steps at full size on small data of this machine.
 
 Nothing of the recipe's corpus is fetched. RECIPE and field=value as for train; a smaller machine takes it with, for example,
-cluster.workers=1 train.micro_batch=1 train.recompute=visit. The run's folder is removed afterwards.
+cluster.workers=1 train.micro_batch=1 train.recompute=visit. The run's folder is removed however it ends; --keep keeps it and its logs.
 """
 
 from __future__ import annotations
@@ -21,5 +21,8 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from cluster.dry_run import DryRun
+    from cluster.errors import ClusterError
 
+    if args.steps < 1:
+        raise ClusterError(f"--steps is {args.steps}; it must be 1 or more")
     return DryRun(args.words, args.steps, args.keep).start(Console())

@@ -1,4 +1,4 @@
-"""A recipe made as large (--by params) or as costly (--by macs) as another one, by changing one field.
+"""A recipe made as large (--by params) or as costly (--by macs) as another one, by changing one field (and the name, to NAME_matched).
 
 The field is the feed-forward's own (experts, their width, sub-keys), else the model's width; --field names another. Without --out
 the matched recipe is printed. MACs are those of a forward pass over one window of RECIPE's data.seq_len.
@@ -35,7 +35,8 @@ def run(args: argparse.Namespace) -> int:
     field = None if args.field is None else args.field.removeprefix("model.")
     matched = match(recipe.model, target.model, args.by, recipe.data.seq_len, field)
     remark = f"# {source.name} with model.{matched.field}={matched.value}, which matches {other.name} by {args.by}.\n"
-    text = remark + set_field(source.read_text(), f"model.{matched.field}", matched.value)
+    renamed = set_field(source.read_text(), "name", f"{recipe.name}_matched")
+    text = remark + set_field(renamed, f"model.{matched.field}", matched.value)
     check_recipe(yaml.safe_load(text), f"{source.name} with model.{matched.field}={matched.value}")  # the rest of it may not fit
     if args.out is None:
         print(text, end="")

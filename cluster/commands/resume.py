@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
 
     from cluster.corpus import ensure_corpus
     from cluster.launcher import Start, launch
-    from cluster.new_run import announce, has_checkpoint
+    from cluster.new_run import announce, check_stands_alone, has_checkpoint
     from cluster.run_lock import RunLock
     from cluster.sizing import plan_run
     from distributed.errors import RunError
@@ -32,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
 
     console = Console()
     folder = RunFolder.existing(args.name)
+    check_stands_alone(folder)
     check_overrides(args.overrides)
     recipe = load_recipe(folder.recipe_path, args.overrides)
     state = folder.read_state()

@@ -17,8 +17,8 @@ def run(args: argparse.Namespace) -> int:
     """Print the table, and under it what last happened to a run's group and why a failed run failed."""
     from rich.console import Console
 
-    from cluster.run_status import all_runs, status_of, status_table
-    from distributed.run_folder import RunFolder, runs_root
+    from cluster.run_status import status_of, status_table
+    from distributed.run_folder import RunFolder, all_runs, runs_root
 
     console = Console()
     folders = [RunFolder.existing(name) for name in args.names] or all_runs()

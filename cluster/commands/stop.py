@@ -16,11 +16,13 @@ def run(args: argparse.Namespace) -> int:
     import time
 
     from cluster.errors import ClusterError
+    from cluster.new_run import check_stands_alone
     from cluster.run_lock import is_held
     from cluster.run_status import status_of
     from distributed.run_folder import RunFolder
 
     folder = RunFolder.existing(args.name)
+    check_stands_alone(folder)
     if not is_held(folder):
         raise ClusterError(f"run '{args.name}' is not at work (state: {status_of(folder).state})")
     folder.stop_path.touch()

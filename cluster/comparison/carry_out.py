@@ -14,11 +14,15 @@ from cluster.comparison.report import Report
 from cluster.comparison.results import RecipeResult, gather
 from cluster.comparison.runners import open_runner, ray_installed
 from cluster.comparison.schedule import StopRequest, is_finished, train_all
-from cluster.comparison.terms import check_begun, check_equal_terms
+from cluster.comparison.terms import check_begun, check_changes, check_equal_terms
 from cluster.corpus import ensure_corpus
 from cluster.exit_codes import DONE, FAILED, RESUME_ME
 from cluster.run_lock import RunLock
 from distributed.run_folder import RunFolder
+
+REFUSAL = (
+    "comparison '{name}' is already at work ({who}); ./launch.sh status shows its runs; wait for it, or choose another name with --name"
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ def carry_out(request: Request, command: str, console: Console) -> int:
         ClusterError, RunError, DataError: the recipes are wrong, not on equal terms, or not matched; nothing has begun then.
     """
     stop = StopRequest(request.seconds)
+    check_changes(request.words)
     comparison = read_comparison(request.words, request.n_seeds, request.name)
     check_equal_terms(comparison.recipes)
     costs = {label: cost_of(recipe) for label, recipe in comparison.recipes.items()}
@@ -51,7 +56,7 @@ def carry_out(request: Request, command: str, console: Console) -> int:
     for entry in comparison.entries:
         check_begun(entry)
     local = request.local or not ray_installed()
-    with RunLock(RunFolder(comparison.folder)):
+    with RunLock(RunFolder(comparison.folder), REFUSAL):
         ensure_corpus(comparison.entries[0].recipe, console, use_ray=not local)
         if not all(map(is_finished, comparison.entries)):
             # Signals after Ray, which sets handlers of its own when it starts.

@@ -55,8 +55,8 @@ class Finding:
 
 
 def findings(results: list[RecipeResult]) -> list[Finding]:
-    """Every published ordering of two recipes that have finished runs of the same seeds here."""
-    nats = {result.label: {run.seed: run.summary["losses"]["held_out"] for run in result.finished} for result in results}
+    """Every published ordering of two recipes that have finished runs of the same seeds here; a run that diverged decides nothing."""
+    nats = {result.label: {run.seed: run.held_out for run in result.finished if run.held_out is not None} for result in results}
     found = []
     for ordering in PUBLISHED:
         better, worse = nats.get(ordering.better, {}), nats.get(ordering.worse, {})

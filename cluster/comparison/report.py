@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from benchmarks.results import table as markdown_table
 from cluster.comparison.curves import Band, over_seconds, over_steps
 from cluster.comparison.machine import machine_words
 from cluster.comparison.matching import Measure
 from cluster.comparison.results import RecipeResult, RunResult
 from cluster.comparison.svg import STYLE, line_plot
 from cluster.comparison.tables import Table, tables
+from cluster.markdown import table as markdown_table
 from data_pipeline.files import write_text
 from distributed.recipe import Recipe
 
@@ -72,12 +72,16 @@ def terms_words(recipe: Recipe, seeds: list[int]) -> list[str]:
     """What all recipes have alike."""
     train, data = recipe.train, recipe.data
     sources = [f"{one.name} ({one.kind}" + (f", {one.max_megabytes:g} MB)" if one.max_megabytes else ")") for one in data.sources]
+    varied = {
+        "shuffled": "initial weights, dropout and sample order",
+        "streams": "initial weights and dropout; streams have one sample order",
+    }[data.order]
     tokens = f"{train.steps * train.global_batch * data.seq_len:,} tokens"
     vocabulary = f"vocabulary {recipe.model.vocab_size:,} ({data.tokenizer.kind})"
     return [
         f"Data: {', '.join(sources)}; {vocabulary}, windows of {data.seq_len} tokens",
         f"Training: {train.steps:,} steps of {train.global_batch} windows, {tokens}, precision {train.precision}, one process a run",
-        f"Seeds: {', '.join(map(str, seeds))} (initial weights, dropout and sample order; equal over the recipes)",
+        f"Seeds: {', '.join(map(str, seeds))} ({varied}; equal over the recipes)",
     ]
 
 

@@ -28,6 +28,12 @@ class RunResult:
     machine: dict[str, Any]
     trouble: str | None
 
+    @property
+    def held_out(self) -> float | None:
+        """Nats a token at the end of a finished run; None where it diverged."""
+        nats: float | None = self.summary["losses"]["held_out"]
+        return nats
+
 
 @dataclass(frozen=True)
 class RecipeResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from statistics import mean, stdev
 
@@ -11,6 +12,7 @@ from cluster.comparison.results import RecipeResult
 from distributed.figures import perplexity
 
 DASH = "-"
+DIVERGED = "diverged"
 # Figures of a run's last logging interval, by their names in summary.json, and what a reader calls them.
 USE = {
     "dead_share": "dead in a visit",
@@ -37,7 +39,7 @@ def tables(results: list[RecipeResult], measure: Measure | None) -> list[Table]:
 
 
 def outcome_table(results: list[RecipeResult]) -> Table:
-    """Held-out loss of every recipe, the best first; those without a finished run last."""
+    """Held-out loss of every recipe, the best first; those without one last."""
     header = [
         "recipe",
         "held-out perplexity",
@@ -49,24 +51,29 @@ def outcome_table(results: list[RecipeResult]) -> Table:
         "tokens/s",
         "peak memory",
     ]
-    ordered = sorted(results, key=lambda result: (not result.finished, result.average("losses", "held_out") or 0.0))
+
+    def nats(result: RecipeResult) -> float:
+        found = result.average("losses", "held_out")
+        return math.inf if found is None else found
+
     words = (
-        "At the last step, over the same held-out windows. ± is the standard deviation of the seeds' perplexities. Memory is the largest "
-        "run's: of the process, or on the accelerator where there is one."
+        "At the last step, over the same held-out windows; means leave out seeds that diverged. ± is the standard deviation of the seeds' "
+        "perplexities. Memory is the largest run's: of the process, or on the accelerator where there is one."
     )
-    return Table("Outcome", words, header, [_outcome(result) for result in ordered])
+    return Table("Outcome", words, header, [_outcome(result) for result in sorted(results, key=nats)])
 
 
 def _outcome(result: RecipeResult) -> list[str]:
     nats = result.figures("losses", "held_out")
     each = [perplexity(value) for value in nats]
+    seeds = [DIVERGED if run.held_out is None else f"{perplexity(run.held_out):.2f}" for run in result.finished]
     peak = result.figures("memory", "device_bytes_max")
     peak = peak if any(peak) else result.figures("memory", "host_bytes_max")
     return [
         result.label,
-        _number(mean(each) if each else None, ".2f"),
+        DIVERGED if seeds and not each else _number(mean(each) if each else None, ".2f"),
         _number(stdev(each) if len(each) > 1 else None, ".2f"),
-        ", ".join(f"{value:.2f}" for value in each) or DASH,
+        ", ".join(seeds) or DASH,
         _number(mean(nats) if nats else None, ".4f"),
         _number(result.average("losses", "below_unigram"), ".3f"),
         f"{result.recipe.train.lr:g}",
@@ -90,7 +97,10 @@ def cost_table(results: list[RecipeResult], measure: Measure | None) -> Table:
         ]
         for result in results
     ]
-    return Table("Sizes", f"{matched}. Exact, counted from the configuration (model/accounting.py).", header, rows)
+    words = f"{matched}. Exact, counted from the configuration (model/accounting.py)."
+    if any(model.halting.kind != "none" or model.depth.sample is not None for model in (result.recipe.model for result in results)):
+        words += " Multiply-accumulates are those of depth.repeats repeats, as if no token halted."
+    return Table("Sizes", words, header, rows)
 
 
 def use_table(results: list[RecipeResult]) -> Table:

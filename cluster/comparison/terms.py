@@ -6,23 +6,45 @@ from typing import Any
 
 from cluster.comparison.entries import Entry
 from cluster.errors import ClusterError
+from distributed.errors import RunError
 from distributed.recipe import Recipe
+from distributed.world_rules import check_world
 
 # How the stream is read, not what it holds.
 _READING = {"data.loader_workers", "data.prefetch", "data.on_damage"}
 _EQUAL = ("data.", "validation.every", "validation.windows", "train.steps", "train.global_batch", "train.precision")
+_DECIDED = {
+    "seed": "its seeds are those of --seeds",
+    "data.order_seed": "it is the run's seed (--seeds)",
+    "cluster.workers": "every run has one worker",
+    "train.engine": "every run has the plain engine",
+}
+"""Fields that a comparison sets itself, and what to."""
+
+
+def check_changes(words: list[str]) -> None:
+    """None of the words is a `field=value` of a field that the comparison sets.
+
+    Raises:
+        ClusterError: one is.
+    """
+    for word in words:
+        field, equals, _ = word.partition("=")
+        if equals and field in _DECIDED:
+            raise ClusterError(f"'{word}': a comparison sets {field} itself: {_DECIDED[field]}; leave it out")
 
 
 def check_equal_terms(recipes: dict[str, Recipe]) -> None:
     """All recipes take the same samples in the same order, as many steps, and are scored on the same held-out windows.
 
     Raises:
-        ClusterError: a field that must be equal differs, or a recipe asks for more than one worker.
+        ClusterError: a field that must be equal differs, or a recipe needs more than one worker.
     """
     for label, recipe in recipes.items():
-        if recipe.expert_parallel.size != 1:
-            size = recipe.expert_parallel.size
-            raise ClusterError(f"recipe '{label}': expert_parallel.size is {size}, but a comparison trains in a world of one; set it to 1")
+        try:
+            check_world(recipe, 1)
+        except RunError as fault:
+            raise ClusterError(f"recipe '{label}': {fault} (a run of a comparison has one worker)") from None
     (first, reference), *others = recipes.items()
     expected = terms(reference)
     for label, recipe in others:

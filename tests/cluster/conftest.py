@@ -37,11 +37,11 @@ def with_cluster(recipe: Recipe, **fields: object) -> Recipe:
 
 @pytest.fixture
 def make_run(home: Path, recipe: Recipe) -> Callable[..., RunFolder]:
-    """make_run(name, state=None, checkpoints=(), **figures): a run folder as a trainer would have left it."""
+    """make_run(place, state=None, checkpoints=(), **figures): a run folder as a trainer would have left it."""
 
-    def make(name: str, state: str | None = None, checkpoints: tuple[int, ...] = (), **figures: object) -> RunFolder:
-        run = RunFolder.named(name)
-        run.create(recipe.model_copy(update={"name": name}))
+    def make(place: str, state: str | None = None, checkpoints: tuple[int, ...] = (), **figures: object) -> RunFolder:
+        run = RunFolder.named(place)
+        run.create(recipe.model_copy(update={"name": run.name}))
         for step in checkpoints:
             (run.checkpoints / f"step-{step:08d}").mkdir()
         if state is not None:

@@ -11,12 +11,15 @@ import pytest
 import yaml
 
 from cluster.cli import main
-from cluster.comparison.entries import Comparison, Entry, read_comparison
+from cluster.comparison.entries import Comparison, Entry, read_comparison, recipe_files
 from cluster.comparison.matching import check_matched, cost_of
 from cluster.comparison.schedule import StopRequest, train_all
 from cluster.comparison.terms import check_begun, check_equal_terms
 from cluster.errors import ClusterError
 from cluster.recipes import CONFIGS
+from cluster.run_lock import RunLock
+from distributed.errors import RunError
+from distributed.persistence import storage_of
 from distributed.run_folder import RunFolder
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "distributed"))
@@ -27,7 +30,7 @@ DENSE = {"attention": {"kind": "dense", "n_heads": 2, "d_head": 8}, "feed_forwar
 
 def write_recipe(home: Path, name: str, model: dict[str, Any] | None = None, **parts: dict[str, Any]) -> Path:
     """The small recipe under another name and with other fields, in `home/set/`."""
-    values = copy.deepcopy(recipe_values(home)) | {"name": name, "expert_parallel": {"size": 1}}
+    values = copy.deepcopy(recipe_values(home)) | {"name": name, "expert_parallel": {"size": 1}, "table_parallel": {"size": 1}}
     values["model"] |= model or {}
     for part, fields in parts.items():
         values[part] |= fields
@@ -52,6 +55,17 @@ def test_seeds_vary_weights_and_sample_order_but_not_what_is_held_out(home: Path
     assert last.recipe.train.engine == "plain" and last.recipe.train.lr == 0.5
 
 
+@pytest.mark.parametrize(("address", "expected"), [("memory://kept/", "memory://kept"), (None, None)])
+def test_comparisons_do_not_share_checkpoints(address: str | None, expected: str | None, home: Path) -> None:
+    words = [*two_recipes(home), f"checkpoint.address={address or 'null'}"]
+    places = []
+    for name in ("first", "second"):
+        entry = read_comparison(words, 1, name).entries[0]
+        assert entry.recipe.checkpoint.address == (expected and f"{expected}/{name}")
+        places.append(storage_of(entry.recipe, entry.run).address)
+    assert places[0] != places[1]
+
+
 REFUSED = [
     ({"train": {"steps": 13}}, [], "recipe 'dense': train.steps is 13, but 12 in 'moeut'"),
     ({"train": {"global_batch": 6}}, [], "recipe 'dense': train.global_batch is 6, but 8 in 'moeut'"),
@@ -59,6 +73,12 @@ REFUSED = [
     ({"data": {"folder": "corpora/other"}}, [], "recipe 'dense': data.folder is 'corpora/other'"),
     ({"validation": {"windows": 4}}, [], "recipe 'dense': validation.windows is 4, but 8 in 'moeut'"),
     ({"expert_parallel": {"size": 2}}, [], "recipe 'dense': expert_parallel.size is 2"),
+    ({"table_parallel": {"size": 2}}, [], "recipe 'dense': table_parallel.size is 2"),
+    ({}, ["seed=3"], "'seed=3': a comparison sets seed itself: its seeds are those of --seeds; leave it out"),
+    ({}, ["data.order_seed=3"], "a comparison sets data.order_seed itself"),
+    ({}, ["cluster.workers=2"], "a comparison sets cluster.workers itself: every run has one worker"),
+    ({}, ["train.engine=deepspeed"], "a comparison sets train.engine itself: every run has the plain engine"),
+    ({}, ["--name", "a/b"], "--name 'a/b' must be a plain name"),
     ({}, ["--tolerance", "0.0001"], "but the comparison is matched by params to 0.0%; change its sizes, or allow it with --unmatched"),
     ({}, ["--matched", "macs"], "multiply-accumulates a token"),
     ({}, ["--seeds", "0"], "--seeds is 0"),
@@ -85,6 +105,31 @@ def test_two_recipes_of_one_name_are_refused(home: Path) -> None:
     path = str(write_recipe(home, "moeut"))
     with pytest.raises(ClusterError, match="two recipes are named 'moeut'"):
         read_comparison([path, path], 1)
+
+
+def test_recipes_of_several_folders_need_a_name(home: Path) -> None:
+    here, there = two_recipes(home)
+    (home / "elsewhere").mkdir()
+    moved = Path(there).rename(home / "elsewhere" / "dense.yaml")
+    with pytest.raises(ClusterError, match=r"several folders \(.*elsewhere, .*set\); name the comparison with --name"):
+        read_comparison([here, str(moved)], 1)
+    assert read_comparison([here, str(moved)], 1, "both").name == "both"
+
+
+def test_a_folder_that_was_meant_is_named(home: Path) -> None:
+    with pytest.raises(ClusterError, match=r"did you mean the folder compare/small\?"):
+        recipe_files(["small"])
+    with pytest.raises(ClusterError, match=r"folder compare holds no recipe .*; choose one of compare/gpu, compare/groups"):
+        recipe_files(["compare"])
+    with pytest.raises(RunError, match="no such file"):
+        recipe_files(["no-such-recipe"])
+
+
+def test_a_comparison_at_work_says_so(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = two_recipes(home)
+    with RunLock(RunFolder(read_comparison(words, 1).folder)):
+        assert main(["compare", *words, "--seeds", "1", "--local"]) == 2
+    assert "comparison 'compare-set' is already at work (process " in capsys.readouterr().err
 
 
 def test_a_run_that_began_with_another_recipe_is_refused(home: Path) -> None:

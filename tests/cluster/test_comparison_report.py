@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from test_comparison import two_recipes
+from test_comparison import two_recipes, write_recipe
 
 from cluster.comparison.curves import Band, over_seconds, over_steps, read_curves, seconds_at
 from cluster.comparison.entries import Comparison, Entry, read_comparison
@@ -27,14 +28,14 @@ LINES = [
 MACHINE = {"date": "2026-01-02", "processor": "Abacus", "cores": 2, "device": "CPU", "threads": 1, "runs_at_once": 2}
 
 
-def finish(entry: Entry, nats: float, load: dict[str, float] | None = None) -> None:
-    """A run as its trainer would have left it: held-out losses nats + 1 at step 6 and nats at step 12."""
+def finish(entry: Entry, nats: float | None, load: dict[str, float] | None = None) -> None:
+    """A run as its trainer would have left it: held-out losses nats + 1 at step 6 and nats at step 12; None: diverged."""
     entry.run.create(entry.recipe)
-    for step, loss in ((6, nats + 1.0), (12, nats)):
+    for step, loss in ((6, None if nats is None else nats + 1.0), (12, nats)):
         entry.run.append_metrics({"step": step, "held_out": {"words": loss}})
         entry.run.append_metrics({"step": step, "loss": loss, "interval_steps": 6, "step_seconds": 0.5})
     summary = {
-        "losses": {"held_out": nats, "below_unigram": 5.0 - nats},
+        "losses": {"held_out": nats, "below_unigram": None if nats is None else 5.0 - nats},
         "speed": {"tokens_per_second": 1234.0},
         "memory": {"host_bytes_max": 3 * 2**20, "device_bytes_max": 0},
         "load": load or {},
@@ -83,6 +84,46 @@ def test_markdown_has_the_figures(comparison: Comparison, home: Path) -> None:
     for words in ("`./launch.sh compare demo`", "Abacus, 2 cores, 2 runs at once", "torch 2.14.1", "12 steps of 8 windows, 1,536 tokens"):
         assert words in text
     assert "Seeds: 1, 2" in text and str(home) not in text
+
+
+def test_a_run_that_diverged_stands_last_and_decides_nothing(comparison: Comparison, home: Path) -> None:
+    moeut_1, _, moeut_2, dense_2 = comparison.entries
+    for entry in (moeut_1, moeut_2):
+        entry.run.metrics_path.unlink()
+        finish(entry, None)
+    finish(dense_2, 3.2)
+    text = written(comparison, home)
+    assert list(rows_of(text, "Outcome")) == ["dense", "moeut"]
+    assert rows_of(text, "Outcome")["moeut"][:4] == ["diverged", "-", "diverged, diverged", "-"]
+    assert "Orderings of the papers" not in text
+    finish(moeut_2, 2.2)
+    text = written(comparison, home)
+    assert rows_of(text, "Outcome")["moeut"][:3] == [f"{math.exp(2.2):.2f}", "-", f"diverged, {math.exp(2.2):.2f}"]
+    assert rows_of(text, "Orderings of the papers")["moeut"][2:] == ["+1.0000", "1", "agrees"]
+
+
+def written(comparison: Comparison, home: Path) -> str:
+    Report("demo", "compare", "params", gather(comparison)).write(home)
+    return (home / "report.md").read_text()
+
+
+ONE_LAYER = {"group": 1, "repeats": 4}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"depth": ONE_LAYER, "halting": {"kind": "act"}},
+        {"depth": ONE_LAYER | {"sample": {"kind": "uniform", "max": 6}}},
+    ],
+)
+def test_what_sizes_leave_out_and_seeds_vary_is_said(model: dict[str, Any], home: Path) -> None:
+    words = two_recipes(home)
+    text = written(read_comparison(words, 1), home)
+    assert "as if no token halted" not in text and "initial weights, dropout and sample order" in text
+    text = written(read_comparison([str(write_recipe(home, "moving", model)), "data.order=streams"], 1), home)
+    assert "those of depth.repeats repeats, as if no token halted" in text
+    assert "Seeds: 1 (initial weights and dropout; streams have one sample order; equal over the recipes)" in text
 
 
 def test_page_is_whole_and_fetches_nothing(comparison: Comparison, home: Path) -> None:

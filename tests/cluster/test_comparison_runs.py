@@ -57,6 +57,9 @@ def test_a_comparison_is_stopped_and_goes_on(home: Path, capsys: pytest.CaptureF
     finished = first.run.metrics_path.read_bytes()
     assert main(["compare", *words, "--seeds", "1", "--local"]) == 0
     assert first.run.metrics_path.read_bytes() == finished, "a finished run is kept"
+    capsys.readouterr()
+    assert main(["eval", "compare-set/moeut-s1", "--max-windows", "8"]) == 0 and main(["logs", "compare-set/moeut-s1"]) == 0
+    assert "run moeut-s1 at step 6" in capsys.readouterr().out
 
 
 def train_alone(one: Entry) -> RunFolder:

@@ -39,6 +39,14 @@ def test_what_never_reached_a_checkpoint_is_cleared(make_run: Callable[..., RunF
         assert list(run.path.iterdir()) == [lock_path(run)]
 
 
+def test_the_folder_of_a_comparison_is_not_cleared(make_run: Callable[..., RunFolder]) -> None:
+    run = make_run("set/a", "finished")
+    assert run.comparison is not None
+    with pytest.raises(RunError, match="holds the runs of a comparison; choose another name with --name"):
+        clear_unstarted(run.comparison)
+    assert run.recipe_path.is_file()
+
+
 def test_checkpoint_of_a_branch(make_run: Callable[..., RunFolder]) -> None:
     run = make_run("a", "stopped", checkpoints=(5, 10))
     assert find_checkpoint("a") == (run, 10)
@@ -53,5 +61,7 @@ def test_a_branch_takes_recipe_and_name_from_its_origin(make_run: Callable[..., 
     run.recipe_path.write_text(run.recipe_path.read_text().replace("global_batch: 16", "global_batch: 32"))
     branch = NewRun(["train.lr=1e-4"], branch_from="a@5").named_recipe()
     assert (branch.name, branch.train.global_batch, branch.train.lr) == ("a-from-5", 32, 1e-4)
+    make_run("set/a", "stopped", checkpoints=(7,))
+    assert NewRun([], branch_from="set/a@7").named_recipe().name == "a-from-7"
     other = NewRun(["quickstart"], name="b", branch_from="a").named_recipe()
     assert (other.name, other.train) == ("b", NewRun([]).recipe().train)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,20 @@ def test_a_path_from_where_the_user_stands_comes_first(tmp_path: Path, monkeypat
 def test_unknown_recipe_lists_what_there_is() -> None:
     with pytest.raises(RunError, match="quickstart"):
         find_recipe("nothing-like-it")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("moeut_44", "did you mean 'paper/moeut_44m'?"),
+        ("paper/moeut_44", "did you mean 'paper/moeut_44m'?"),
+        ("compare/smal/sut", "did you mean 'compare/small/sut'?"),
+        ("peers.yaml", "did you mean 'compare/gpu/peer' or 'compare/small/peer'?"),
+    ],
+)
+def test_a_near_name_is_suggested(name: str, hint: str) -> None:
+    with pytest.raises(RunError, match=re.escape(hint)):
+        find_recipe(name)
 
 
 def test_overrides_reach_the_recipe() -> None:

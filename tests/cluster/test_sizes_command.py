@@ -32,7 +32,7 @@ def test_sizes_for_people(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("by", "field", "changed"), [("params", None, "n_experts: 156"), ("macs", "model.feed_forward.d_expert", "d_expert: 165")]
 )
-def test_a_matched_recipe_differs_in_one_field(
+def test_a_matched_recipe_differs_in_one_field_and_its_name(
     by: str, field: str | None, changed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, source = tmp_path / "matched.yaml", CONFIGS / "paper" / "moeut_44m.yaml"
@@ -40,7 +40,7 @@ def test_a_matched_recipe_differs_in_one_field(
     assert main([*words, "--field", field] if field else words) == 0
     remark, *lines = out.read_text().splitlines()
     differing = [line for line, before in zip(lines, source.read_text().splitlines(), strict=True) if line != before]
-    assert len(differing) == 1 and changed in differing[0]
+    assert len(differing) == 2 and differing[0] == "name: moeut_44m_matched" and changed in differing[1]
     assert remark.startswith("# moeut_44m.yaml with model.feed_forward.") and f"dense_44m.yaml by {by}" in remark
     assert load_recipe(out).train == load_recipe(source).train
     shown = capsys.readouterr()
@@ -50,7 +50,8 @@ def test_a_matched_recipe_differs_in_one_field(
 def test_without_out_the_recipe_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["match", "paper/moeut_244m", "--to", "paper/dense_244m", "--by", "params"]) == 0
     shown = capsys.readouterr()
-    assert shown.out.split("\n", 1)[1] == (CONFIGS / "paper" / "moeut_244m.yaml").read_text()
+    source = (CONFIGS / "paper" / "moeut_244m.yaml").read_text()
+    assert shown.out.split("\n", 1)[1] == source.replace("name: moeut_244m", "name: moeut_244m_matched")
     assert "243,326,784 (-241,916, -0.0993%)" in shown.err
 
 

@@ -13,7 +13,7 @@ from cluster import group_watch
 from cluster.events import FAILURES, RunEvent, read_events, restarts
 from cluster.group_plan import GroupPlan
 from cluster.supervisor import Supervisor
-from distributed.recipe import Recipe
+from distributed.recipe import Recipe, TableParallelConfig
 from distributed.run_folder import RunFolder
 
 Supervise = Callable[..., tuple[int, RunFolder]]
@@ -39,6 +39,15 @@ def supervise(ray: None, make_run: Callable[..., RunFolder], recipe: Recipe) -> 
             supervisor.kill()
 
     return run_it
+
+
+def test_what_bounds_the_layouts_is_named(make_run: Callable[..., RunFolder], recipe: Recipe) -> None:
+    def bounds(tables: int) -> str:
+        cut = recipe.model_copy(update={"table_parallel": TableParallelConfig(size=tables)})
+        return Supervisor(make_run("a"), cut, GroupPlan(2, 1.0), (), False)._bounds()
+
+    assert bounds(1) == "cluster.min_workers is 1, train.global_batch 16"
+    assert bounds(2) == "cluster.min_workers is 1, train.global_batch 16, table_parallel.size 2, which must divide the workers"
 
 
 def steps_of(run: RunFolder) -> list[int]:

@@ -46,6 +46,13 @@ def test_only_the_field_changes(field: str, before: str, after: str) -> None:
     assert values == expected
 
 
+def test_a_field_may_be_a_name() -> None:
+    assert (
+        set_field("name: small  # as in the paper\nseed: 1\n", "name", "small_matched")
+        == "name: small_matched  # as in the paper\nseed: 1\n"
+    )
+
+
 def test_a_group_that_is_not_written_is_named() -> None:
     with pytest.raises(RunError, match=r"leaves model.depth at its default; write it out to have model.depth.repeats changed"):
         set_field(TEXT, "model.depth.repeats", 2)

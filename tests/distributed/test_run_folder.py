@@ -31,7 +31,17 @@ def test_an_unknown_run_lists_the_known(run: RunFolder) -> None:
         RunFolder.existing("secnd")
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b"])
+def test_a_run_of_a_comparison_has_two_names(run: RunFolder) -> None:
+    part = RunFolder.named("set/one")
+    part.create(run.recipe())
+    assert RunFolder.existing("set/one") == part and part.path == run.path.parent / "set" / "one"
+    assert (part.name, part.full_name, part.comparison) == ("one", "set/one", RunFolder.named("set"))
+    assert (run.full_name, run.comparison) == ("first", None)
+    with pytest.raises(RunError, match=r"no run 'set/two'.*runs: first, set/one"):
+        RunFolder.existing("set/two")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b/c", "a/", "/a", "a/..", "../a", "a//b"])
 def test_a_name_cannot_leave_the_folder(name: str) -> None:
     with pytest.raises(RunError, match="plain name"):
         RunFolder.named(name)

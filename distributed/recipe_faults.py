@@ -1,0 +1,122 @@
+"""Words about a fault in a recipe: the field as the user wrote it, the value, and what would be right.
+
+pydantic places a fault by the way it went through the schema, on which the kind of a slot stands beside the fields. The same way
+through the models' annotations tells which is which, though a kind and a field may have one name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import types
+from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from distributed.recipe import Recipe
+
+
+class Place(NamedTuple):
+    """Where a fault is: its dotted `field`, the annotation there, and the model that holds the field (None: not one of a model)."""
+
+    field: str
+    annotation: Any
+    holder: type[BaseModel] | None
+
+
+def explain(error: Any) -> str:
+    """A line about one of pydantic's errors."""
+    place = find(error["loc"])
+    field, given = place.field or "recipe", error.get("input")
+    match error["type"]:
+        case "extra_forbidden":
+            return f"{field}: unknown field; {_near_field(field, place.holder)}"
+        case "missing":
+            return f"{field}: required but not given"
+        case "union_tag_not_found":
+            return f"{field}: {_kind_missing(field, _kinds(place.annotation), given)}"
+        case "union_tag_invalid":
+            kinds = _kinds(place.annotation)
+            return f"{field}.kind: must be one of {', '.join(kinds)}{_meant(error['ctx']['tag'], kinds)} (got {error['ctx']['tag']!r})"
+    shown = "" if isinstance(given, dict | list | BaseModel) else f" (got {given!r})"
+    return f"{field}: {error['msg'].removeprefix('Value error, ')}{shown}"
+
+
+def find(location: tuple[int | str, ...]) -> Place:
+    """Follow pydantic's location through the recipe's models; what it says of a union's branches is left out."""
+    words: list[str] = []
+    annotation: Any = Recipe
+    holder: type[BaseModel] | None = None
+    for part in location:
+        annotation = _plain(annotation)
+        if kinds := _kinds(annotation):
+            annotation = kinds.get(str(part))
+            continue
+        if _is_union(annotation):
+            break
+        words.append(str(part))
+        holder = annotation if _is_model(annotation) else None
+        if holder is not None:
+            field = holder.model_fields.get(str(part))
+            annotation = field.annotation if field else None
+        else:
+            annotation = next(reversed(get_args(annotation)), None)  # an item of a list, a value of a mapping
+    return Place(".".join(words), annotation, holder)
+
+
+def _plain(annotation: Any) -> Any:
+    """Without what `Annotated` and `| None` add."""
+    if get_origin(annotation) is Annotated:
+        return _plain(get_args(annotation)[0])
+    if _is_union(annotation):
+        given = [one for one in get_args(annotation) if one is not type(None)]
+        if len(given) == 1:
+            return _plain(given[0])
+    return annotation
+
+
+def _kinds(annotation: Any) -> dict[str, type[BaseModel]]:
+    """The models of a slot that is filled by `kind`; empty where the annotation is none."""
+    annotation = _plain(annotation)
+    members = get_args(annotation) if _is_union(annotation) else ()
+    if not members or not all(_is_model(member) and "kind" in member.model_fields for member in members):
+        return {}
+    return {kind: member for member in members for kind in get_args(member.model_fields["kind"].annotation)}
+
+
+def _is_union(annotation: Any) -> bool:
+    return get_origin(annotation) in (Union, types.UnionType)
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _near_field(field: str, holder: type[BaseModel] | None) -> str:
+    """The holder's own field that may have been meant, or what fields it has."""
+    known = list(holder.model_fields) if holder else []
+    near = difflib.get_close_matches(field.rpartition(".")[2], known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else f"the fields here are {', '.join(known)}"
+
+
+def _meant(tag: str, kinds: dict[str, type[BaseModel]]) -> str:
+    near = difflib.get_close_matches(tag, kinds, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _kind_missing(field: str, kinds: dict[str, type[BaseModel]], given: Any) -> str:
+    """Fields of a slot were given, and not which slot it is."""
+    words = f"give kind as well: one of {', '.join(kinds)}"
+    fitting = [kind for kind, model in kinds.items() if _is_whole(model, {"kind": kind} | given)]
+    if not fitting:
+        return words
+    values = ", ".join(f"{name}: {json.dumps(value)}" for name, value in given.items())
+    return f"{words}; for example {field}={{kind: {fitting[-1]}, {values}}}"
+
+
+def _is_whole(model: type[BaseModel], values: dict[str, Any]) -> bool:
+    try:
+        model.model_validate(values)
+    except ValidationError:
+        return False
+    return True
