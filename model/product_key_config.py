@@ -130,7 +130,8 @@ class PeerConfig(ProductKeyConfig):
 
     `d_key` decides the cost and was not published. `keys_per_head`: own sub-keys for every head (all open implementations), or one
     set for all (the paper's text). `query_norm`: `layer` norm of each head's query, `none`, or the paper's `batch` norm, with which
-    a query in training depends on later tokens and on other sequences of its micro-batch.
+    a query in training depends on later tokens and on other sequences of its micro-batch. `glu`: an expert has a third vector, whose
+    activated product with the token multiplies the plain one.
     """
 
     macs_knobs = ("d_key", "heads")
@@ -142,6 +143,12 @@ class PeerConfig(ProductKeyConfig):
     query_norm: QueryNorm = "layer"
     gate: Literal["softmax", "sigmoid"] = "softmax"
     activation: Literal["relu", "gelu"] = "gelu"
+    glu: bool = False
+
+    @property
+    def tables(self) -> int:
+        """Vectors of an expert."""
+        return 3 if self.glu else 2
 
     def statistic_scopes(self) -> dict[str, Scope]:
         return _norm_scopes(self.query_norm)
@@ -150,8 +157,8 @@ class PeerConfig(ProductKeyConfig):
         keys = (self.heads if self.keys_per_head else 1) * self.n_keys * self.d_key
         always = d_model * self.heads * self.d_key + keys + _norm_parameters(self.query_norm, self.heads, self.d_key)
         rows = self.table(d_model)
-        return Count(always + 2 * rows.stored, always + 2 * rows.active)
+        return Count(always + self.tables * rows.stored, always + self.tables * rows.active)
 
     def macs(self, d_model: int, exact: bool) -> int:
-        experts = 2 * self.reads * d_model + (self.reads if exact else 0)
+        experts = self.tables * self.reads * d_model + ((self.tables - 1) * self.reads if exact else 0)
         return self.heads * self.d_key * (d_model + self.n_keys) + experts

@@ -27,6 +27,7 @@ SLOTS: dict[str, dict[str, Any]] = {
     "pkm_halves": {"kind": "pkm_halves", "n_keys": 5, "heads": 3, "top_k": 4},
     "pkm_dense": {"kind": "pkm_halves", "n_keys": 4, "heads": 3, "top_k": 4, "activation": "softmax"},
     "peer": {"kind": "peer", "n_keys": 5, "heads": 3, "top_k": 4, "d_key": 6},
+    "peer_glu": {"kind": "peer", "n_keys": 5, "heads": 2, "top_k": 3, "d_key": 4, "glu": True},
     "peer_relu": {"kind": "peer", "n_keys": 5, "heads": 2, "top_k": 3, "d_key": 4, "gate": "sigmoid", "activation": "relu"},
 }
 

@@ -46,16 +46,17 @@ def _algorithm(layer: Peer, x_BTD: Tensor, n_BTD: Tensor) -> Tensor:
             score, expert = score_N.topk(config.top_k)
             gates = score.softmax(0) if config.gate == "softmax" else score.sigmoid()
             for gate, i in zip(gates, expert.tolist(), strict=True):
-                y = y + gate * act(layer.down[i] @ x) * layer.up[i]
+                hidden = act(layer.glu[i] @ x) * (layer.down[i] @ x) if config.glu else act(layer.down[i] @ x)
+                y = y + gate * hidden * layer.up[i]
         rows.append(y)
     return torch.stack(rows).view_as(x_BTD)
 
 
 @pytest.mark.parametrize("gate", ["softmax", "sigmoid"])
-@pytest.mark.parametrize(("activation", "query_norm"), [("relu", "layer"), ("gelu", "none")])
+@pytest.mark.parametrize(("activation", "query_norm", "glu"), [("relu", "layer", False), ("gelu", "none", False), ("gelu", "layer", True)])
 @pytest.mark.parametrize("keys_per_head", [True, False])
-def test_peer_is_its_algorithm(gate: str, activation: str, query_norm: str, keys_per_head: bool) -> None:
-    layer = _layer(gate=gate, activation=activation, query_norm=query_norm, keys_per_head=keys_per_head)
+def test_peer_is_its_algorithm(gate: str, activation: str, query_norm: str, glu: bool, keys_per_head: bool) -> None:
+    layer = _layer(gate=gate, activation=activation, query_norm=query_norm, glu=glu, keys_per_head=keys_per_head)
     x, n = _inputs()
     actual, expected = layer(x, n, Visit())[0], _algorithm(layer, x, n)
     assert relative(actual, expected) <= 1e-12

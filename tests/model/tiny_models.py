@@ -29,6 +29,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "pkm_halves": {"norm": "pre", "feed_forward": {"kind": "pkm_halves", "n_keys": 6, "heads": 3, "top_k": 4}},
     "pkm_dense": {"norm": "pre", "feed_forward": {"kind": "pkm_halves", "n_keys": 6, "heads": 3, "top_k": 6}},
     "peer": {"feed_forward": {"kind": "peer", "n_keys": 6, "heads": 3, "top_k": 5, "d_key": 10}},
+    "peer_glu": {"feed_forward": {"kind": "peer", "n_keys": 6, "heads": 3, "top_k": 5, "d_key": 10, "glu": True}},
     "peer_shared_keys": {
         "feed_forward": {"kind": "peer", "n_keys": 6, "heads": 2, "top_k": 5, "d_key": 8, "keys_per_head": False, "query_norm": "none"}
     },
