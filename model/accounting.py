@@ -121,13 +121,16 @@ def executed_macs(config: ModelConfig, computed: Sequence[Computed], n_tokens: i
     of_keys, of_queries = attention.macs(d, exact=True)
     of_queries += _score_macs(attention, n_tokens)
     whole = macs(config, n_tokens, repeats=repeats)
+    # Tokens halt beside a single stream only, of which nothing is computed but the scale of what layers add.
+    halts = config.halting.kind != "none"
+    residual = _scaled(config) * 2 * d * sum(visit.queries for visit in computed) if halts else n_sequences * whole.residual
     return MACs(
         attention=sum(visit.keys * of_keys + visit.queries * of_queries for visit in computed),
         feed_forward=sum(
             visit.queries * config.feed_forward_of(layer).macs(d, True)
             for layer, visit in zip(config.depth.schedule(repeats), computed, strict=True)
         ),
-        residual=_scaled(config) * 2 * d * sum(visit.queries for visit in computed),  # beside a single stream nothing else is mixed
+        residual=residual,
         head=n_sequences * whole.head,
         halting=sum(visit.gates for visit in computed) * config.halting.macs(d),
     )

@@ -157,7 +157,7 @@ def gap(run: Path, step: int, sample: int, records: Any, visit: int, name: str, 
     for module in trained.model.modules():
         if isinstance(module, Router) and module.name == name:
             module.register_forward_hook(
-                lambda m, inputs, _: scores.append(torch.sigmoid(m._logits(inputs[0])).view(-1, m.heads or 1, m.n_experts))
+                lambda m, inputs, _: scores.append(torch.sigmoid(m._logits(inputs[0], m.weight)).view(-1, m.heads or 1, m.n_experts))
             )
     tokens = torch.from_numpy(Windows(run.parent.parent / "corpora/small", "train").read([sample]))
     trained.model(tokens[:, :-1], records=[dict(record) for record in records])

@@ -86,7 +86,7 @@ def test_sampled_repeats_are_those_of_the_step_on_all_ranks_and_after_a_resume(h
         assert [sum(dead < 1 for dead in line["load"]["dead_share_by_visit"]) for line in logged] == [2 * repeats + 1 for repeats in drawn]
     for step, repeats in enumerate(drawn):
         files = list((home / "runs" / "sampled" / "choices" / f"step-{step:08d}").glob("*.safetensors"))
-        assert {len({key.split("/")[0] for key in load_file(file)} - {"ids"}) for file in files} == {2 * repeats + 1}
+        assert {len({key.split("/")[0] for key in load_file(file)} - {"ids", "made"}) for file in files} == {2 * repeats + 1}
     replayed = values | {"name": "sampled_replayed", "router": {"replay": "use", "choices": "sampled"}}
     assert run(pool, home, replayed | {"expert_parallel": {"size": 2, "move": "weights"}}, None) == ["finished"] * 2
     assert losses(str(home), "sampled_replayed") == pytest.approx(losses(str(home), "sampled"), rel=1e-5)

@@ -71,15 +71,15 @@ def plain(layer: RoutedFeedForward, x_BTD: Tensor, form: dict[str, Any]) -> Tens
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
 @pytest.mark.parametrize("top_k", [1, 3, 5])
 def test_a_form_is_its_definition_forward_and_backward(form: dict[str, Any], top_k: int) -> None:
+    if top_k == 1 and ("renormalise" in form or "softmax_over" in form):
+        top_k = 2  # one weight would always be 1: refused
     layer, x_BTD = layer_of(sigma(**form, top_k=top_k)), drawn(2, 4, 6)
     y_BTD, expected = layer(x_BTD, x_BTD, Visit())[0], plain(layer, x_BTD, form)
     assert relative(y_BTD, expected) <= 1e-13
     parameters, direction = list(layer.parameters()), drawn(2, 4, 6, seed=4)
-    found = torch.autograd.grad((y_BTD * direction).sum(), parameters, allow_unused=True)
-    wanted = torch.autograd.grad((expected * direction).sum(), parameters, allow_unused=True)
-    for one, other in zip(found, wanted, strict=True):
-        # The softmax of a single chosen expert is 1, whatever its logit.
-        assert ((one if one is not None else 0) - (other if other is not None else 0)).abs().max() <= 1e-12
+    found = torch.autograd.grad((y_BTD * direction).sum(), parameters)
+    wanted = torch.autograd.grad((expected * direction).sum(), parameters)
+    assert all((one - other).abs().max() <= 1e-12 for one, other in zip(found, wanted, strict=True))
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
