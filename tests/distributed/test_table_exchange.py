@@ -13,7 +13,7 @@ from torch import Tensor
 from distributed.table_exchange import ColumnExchange
 from distributed.topology import Partition
 
-TABLES = ("d_values", "d_down", "d_up")
+TABLES = ("d_values", "d_down", "d_up", "d_glu")
 LAYOUTS: dict[str, dict[str, Any]] = {
     "even": {"tokens": (6, 6), "d_model": 12},
     "11 columns over 2 ranks": {"tokens": (5, 3)},
