@@ -87,8 +87,8 @@ def test_a_resumed_run_has_equal_bits_and_over_two_ranks_equal_losses(name: str,
     case = CASES[name]
     whole, stopped, wide = (values_of(case, home, f"{name}-{part}", 2 if part == "wide" else 1) for part in ("whole", "stopped", "wide"))
     train(pool, home, with_choices(case, whole, replay="record"))
-    train(pool, home, stopped, stop=2)
-    shutil.copytree(home / "runs" / f"{name}-stopped", home / "runs" / f"{name}-wide")
+    for copy in ("stopped", "wide"):
+        shutil.copytree(begun(pool, home, name), home / "runs" / f"{name}-{copy}")
     train(pool, home, stopped, resume=True)
     assert state(home, f"{name}-stopped", 4) == state(home, f"{name}-whole", 4)
     expected = losses(str(home), f"{name}-whole")
@@ -96,6 +96,14 @@ def test_a_resumed_run_has_equal_bits_and_over_two_ranks_equal_losses(name: str,
     train(pool, home, with_choices(case, wide, replay="use", choices=f"{name}-whole"), world=2, resume=True)
     if not case.exempt:
         assert losses(str(home), f"{name}-wide") == pytest.approx(expected, rel=1e-5)
+
+
+def begun(pool: Pool, home: Path, name: str) -> Path:
+    """The folder of the case's run, stopped after two steps of four; nobody goes on in it."""
+    run = home / "runs" / f"{name}-begun"
+    if not run.exists():
+        train(pool, home, values_of(CASES[name], home, run.name, 1), stop=2)
+    return run
 
 
 def with_choices(case: Case, values: dict[str, Any], **router: str) -> dict[str, Any]:
@@ -106,12 +114,12 @@ def with_choices(case: Case, values: dict[str, Any], **router: str) -> dict[str,
 @every_case
 def test_a_checkpoint_goes_through_two_ranks_and_back(name: str, home: Path, pool: Pool, tmp_path: Path) -> None:
     case = CASES[name]
-    train(pool, home, values_of(case, home, f"{name}-layouts", 1, steps=1))
-    kept = logical(checkpoint_path(checkpoints(home, f"{name}-layouts"), 1))
-    folders = [checkpoints(home, f"{name}-layouts"), tmp_path / "wide", tmp_path / "back"]
+    source = begun(pool, home, name) / "checkpoints"
+    kept = logical(checkpoint_path(source, 2))
+    folders = [source, tmp_path / "wide", tmp_path / "back"]
     for world, source, copy in zip((2, 1), folders, folders[1:], strict=False):
         pool.run(world, "family_work:load_and_save", values=values_of(case, home, "any", world), source=str(source), copy=str(copy))
-        loaded = logical(checkpoint_path(copy, 1))
+        loaded = logical(checkpoint_path(copy, 2))
         assert loaded.keys() == kept.keys() and all(torch.equal(loaded[key], kept[key]) for key in kept)
 
 
