@@ -13,6 +13,7 @@ here, F anything, M ranks.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,23 +61,28 @@ class GroupMeeting:
 
     def gather(self, rows_TF: Tensor) -> Tensor:
         """rows_GF of all ranks; the gradients are added up in rank order, in float32 at least."""
-        rows_GF: Tensor = _Gather.apply(rows_TF, self)
+        rows_GF: Tensor = _Linear.apply(rows_TF, self.to_all, self.to_owners)
         return rows_GF
 
     def scatter(self, x_TD: Tensor) -> Tensor:
         """x_GS of all ranks' tokens."""
-        x_GS: Tensor = _Scatter.apply(x_TD, self)
+        x_GS: Tensor = _Linear.apply(x_TD, self.to_columns, self.to_tokens)
         return x_GS
 
     def sum(self, part_GF: Tensor) -> Tensor:
-        """The sum over the ranks."""
-        whole_GF: Tensor = _Sum.apply(part_GF, self)
+        """The sum over the ranks. Every rank's sum feeds that rank's columns, so a part's gradient is the sum over what it fed."""
+        whole_GF: Tensor = _Linear.apply(part_GF, self.over_ranks, self.over_ranks)
         return whole_GF
 
     def back(self, y_GS: Tensor) -> Tensor:
         """y_TD of this rank's tokens."""
-        y_TD: Tensor = _Back.apply(y_GS, self)
+        y_TD: Tensor = _Linear.apply(y_GS, self.to_tokens, self.to_columns)
         return y_TD
+
+    def over_ranks(self, part_GF: Tensor) -> Tensor:
+        """Added up in place of every rank's part."""
+        with span("dispatch"):
+            return all_reduce("tables.sum", part_GF.clone(memory_format=torch.contiguous_format), self.group)
 
     def to_all(self, rows_TF: Tensor) -> Tensor:
         """Every rank's rows, rank by rank."""
@@ -112,58 +118,15 @@ class GroupMeeting:
         return arriving
 
 
-# Each movement is linear, and its backward is the transposed movement.
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows_TF: Tensor, meeting: GroupMeeting) -> Tensor:
-        ctx.meeting = meeting
-        return meeting.to_all(rows_TF)
+class _Linear(torch.autograd.Function):
+    """A movement, and its transpose for the gradients."""
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_GF: Tensor) -> tuple[Tensor, None]:
-        return ctx.meeting.to_owners(d_GF), None
-
-
-class _Scatter(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, meeting: GroupMeeting) -> Tensor:
-        ctx.meeting = meeting
-        return meeting.to_columns(x_TD)
+    def forward(ctx: Any, data: Tensor, move: Callable[[Tensor], Tensor], transpose: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.transpose = transpose
+        return move(data)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_GS: Tensor) -> tuple[Tensor, None]:
-        return ctx.meeting.to_tokens(d_GS), None
-
-
-class _Sum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, part_GF: Tensor, meeting: GroupMeeting) -> Tensor:
-        ctx.meeting = meeting
-        return _summed(part_GF, meeting)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_GF: Tensor) -> tuple[Tensor, None]:
-        # Every rank's sum fed that rank's columns only, so a part's gradient is the sum over what it fed.
-        return _summed(d_GF, ctx.meeting), None
-
-
-class _Back(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, y_GS: Tensor, meeting: GroupMeeting) -> Tensor:
-        ctx.meeting = meeting
-        return meeting.to_tokens(y_GS)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_TD: Tensor) -> tuple[Tensor, None]:
-        return ctx.meeting.to_columns(d_TD), None
-
-
-def _summed(part_GF: Tensor, meeting: GroupMeeting) -> Tensor:
-    with span("dispatch"):
-        return all_reduce("tables.sum", part_GF.clone(memory_format=torch.contiguous_format), meeting.group)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.transpose(gradient), None, None

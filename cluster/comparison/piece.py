@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cluster.exit_codes import DONE, FAILED
+from cluster.exit_codes import DONE
 from cluster.lifeline import die_with_parent
 from cluster.rank_process import rank_log
 from cluster.recipes import CODE_ROOT
@@ -62,11 +62,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        code = main(sys.argv[1:])
-    except Exception:
-        import traceback
-
-        traceback.print_exc()
-        code = FAILED
-    sys.exit(code)
+    sys.exit(main(sys.argv[1:]))
