@@ -15,6 +15,7 @@ from unittest import mock
 
 from distributed import collectives, trainer
 from distributed.checkpoint import commit, snapshot, writing
+from distributed.train_step import TrainStep
 
 _CHECKPOINT_PARTS: dict[str, tuple[Any, str]] = {
     "checkpoint_copy": (snapshot.Snapshot, "settle"),
@@ -60,7 +61,7 @@ def injected(fault: Fault | None, rank: int, before: Callable[[], None] = lambda
 @contextmanager
 def _counting(at: dict[str, int]) -> Iterator[None]:
     """Keep the number of the step that is being read or trained in `at["step"]`, and of the first one in `at["first"]`."""
-    timed, train_step = trainer.Trainer._timed, trainer.Trainer._train_step
+    timed, train_step = trainer.Trainer._timed, TrainStep.__call__
 
     def counted(self: trainer.Trainer, batches: Iterator[Any]) -> Iterator[Any]:
         at["step"] = at["first"] = self.step
@@ -68,11 +69,11 @@ def _counting(at: dict[str, int]) -> Iterator[None]:
             yield number, batch
             at["step"] = number + 1
 
-    def noted(self: trainer.Trainer, step: int, batches: Any) -> Any:
+    def noted(self: TrainStep, step: int, *arguments: Any) -> Any:
         at["step"] = step
-        return train_step(self, step, batches)
+        return train_step(self, step, *arguments)
 
-    with mock.patch.object(trainer.Trainer, "_timed", counted), mock.patch.object(trainer.Trainer, "_train_step", noted):
+    with mock.patch.object(trainer.Trainer, "_timed", counted), mock.patch.object(TrainStep, "__call__", noted):
         yield
 
 
@@ -81,7 +82,7 @@ def _wrapped(phase: str, strike: Callable[[], None]) -> Any:
     if phase == "data":
         return mock.patch.object(trainer.Trainer, "_micro_batches", _first(trainer.Trainer._micro_batches, strike))
     if phase == "forward":
-        return mock.patch.object(trainer.Trainer, "_forward", _first(trainer.Trainer._forward, strike))
+        return mock.patch.object(TrainStep, "_forward", _first(TrainStep._forward, strike))
     if phase == "all_to_all":
         return mock.patch.object(collectives.dist, "all_to_all_single", _first(collectives.dist.all_to_all_single, strike))
     if phase in ("backward", "optimizer"):

@@ -23,6 +23,7 @@ from cluster.events import read_events
 from distributed import trainer
 from distributed.recipe import Recipe
 from distributed.run_folder import RunFolder
+from distributed.train_step import TrainStep
 
 TARGET = "benchmarks.fault_storm:train"
 STORM = "storm.json"
@@ -58,16 +59,16 @@ def train(recipe: Recipe, run: RunFolder, resume: bool = False, branch_from: str
 @contextmanager
 def noted_samples(run: RunFolder, group: int, rank: int) -> Iterator[None]:
     """Write `[step, ids]` of every forward of this rank to a file of its own."""
-    forward = trainer.Trainer._forward
+    forward = TrainStep._forward
     folder = run.path / "samples"
     folder.mkdir(exist_ok=True)
     with (folder / f"{group:05d}-{rank:05d}.jsonl").open("w", buffering=1) as notes:
 
-        def noting(self: trainer.Trainer, step: int, ids: list[int], tokens_BT: torch.Tensor) -> Any:
+        def noting(self: TrainStep, step: int, ids: list[int], tokens_BT: torch.Tensor) -> Any:
             notes.write(json.dumps([step, ids]) + "\n")
             return forward(self, step, ids, tokens_BT)
 
-        with mock.patch.object(trainer.Trainer, "_forward", noting):
+        with mock.patch.object(TrainStep, "_forward", noting):
             yield
 
 

@@ -54,7 +54,8 @@ def interval_figures(interval: Interval, schedule: list[int]) -> dict[str, Any]:
 
     Returns:
         Plain values. Times are seconds a step, mean over ranks: `parts` add up to all time of the interval,
-        `step_seconds` is what remains without validation and checkpoints, and rates refer to it.
+        `step_seconds` is what remains without validation and checkpoints, and rates refer to it. `flops` are operations of all
+        steps of the interval, forward and backward, without those that halted tokens saved.
     """
     steps = max(interval.steps, 1)
     parts = dict(zip(PARTS, (interval.seconds_WP.mean(dim=0) / steps).tolist(), strict=True))
@@ -78,6 +79,7 @@ def interval_figures(interval: Interval, schedule: list[int]) -> dict[str, Any]:
         "damaged_windows": interval.damaged,
         "tokens": interval.tokens,
         "repeats": interval.repeats / steps,
+        "flops": executed,
         "tokens_per_second": tokens_per_second,
         "step_seconds": step_seconds,
         "model_flop_use": executed / (step_seconds * steps) / peak if peak > 0 and step_seconds > 0 else math.nan,

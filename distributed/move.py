@@ -25,6 +25,7 @@ from distributed.batching import micro_batches
 from distributed.build import build_exchange, choose_dtype
 from distributed.recipe import Recipe
 from distributed.run_folder import RunFolder
+from distributed.step_balance import looks_ahead
 from distributed.topology import Topology
 from model.depth_config import DepthConfig
 from model.exchange import Exchange
@@ -41,7 +42,10 @@ MOST_OF_MEMORY = 0.25
 
 @dataclass(frozen=True)
 class Load:
-    """What a rank's step asks of the exchange: micro-batches of so many tokens, through the visits of so many layers."""
+    """What a rank's step asks of the exchange: micro-batches of so many tokens, through the visits of so many layers.
+
+    `looks_ahead`: whether a forward of each comes before all of them (`distributed.step_balance`).
+    """
 
     tokens: int
     micro_batches: int
@@ -49,6 +53,7 @@ class Load:
     d_model: int
     experts: RoutedConfig
     dtype: torch.dtype
+    looks_ahead: bool = False
 
     def gathered_bytes(self) -> int:
         """Of all gathered banks, their gradients, and the gradients' sum over micro-batches where there are several."""
@@ -78,7 +83,8 @@ def load_of(recipe: Recipe, topology: Topology) -> Load:
     shares = micro_batches(range(train.global_batch), topology.world, topology.world - 1, train.micro_batch)
     tokens = max(map(len, shares)) * recipe.data.seq_len
     dtype = choose_dtype(train.precision, topology.device)
-    return Load(tokens, len(shares), recipe.model.depth, recipe.model.d_model, experts, dtype)
+    ahead = looks_ahead(recipe.model, len(shares), topology.world)
+    return Load(tokens, len(shares), recipe.model.depth, recipe.model.d_model, experts, dtype, ahead)
 
 
 def _decide(recipe: Recipe, run: RunFolder, topology: Topology) -> Move:
@@ -119,10 +125,10 @@ def trial_seconds(exchange: Exchange, topology: Topology, load: Load) -> float:
     alone, beside = [], []
     for _ in range(1 + ROUNDS):
         exchange.weights_changed()
-        alone.append(run_micro_batch(layer, x_1TD, topology, last=True))
+        alone.append(run_micro_batch(layer, x_1TD, topology, last=True, looks_ahead=load.looks_ahead))
         exchange.weights_changed()
-        run_micro_batch(layer, x_1TD, topology, last=False)
-        beside.append(run_micro_batch(layer, x_1TD, topology, last=False))
+        run_micro_batch(layer, x_1TD, topology, last=False, looks_ahead=load.looks_ahead)
+        beside.append(run_micro_batch(layer, x_1TD, topology, last=False, looks_ahead=load.looks_ahead))
     exchange.weights_changed()
     visit = statistics.median(beside[1:]) / VISITS * load.tokens / x_1TD.shape[1]
     once = max(0.0, statistics.median(alone[1:]) - statistics.median(beside[1:]))
@@ -139,17 +145,24 @@ def trial_layer(exchange: Exchange, topology: Topology, load: Load) -> tuple[Rou
     return layer.to(topology.device, load.dtype), x_1TD.to(topology.device, load.dtype).requires_grad_()
 
 
-def run_micro_batch(layer: RoutedFeedForward, x_1TD: Tensor, topology: Topology, last: bool) -> float:
-    """Seconds of some visits forward and backward, barrier to barrier."""
+def run_micro_batch(layer: RoutedFeedForward, x_1TD: Tensor, topology: Topology, last: bool, looks_ahead: bool = False) -> float:
+    """Seconds of some visits forward and backward, barrier to barrier; of another forward before them where it `looks_ahead`."""
     _meet(topology)
     started = time.perf_counter()
-    y_1TD = x_1TD
-    for _ in range(VISITS):
-        y_1TD, _ = layer(y_1TD, y_1TD, Visit())
+    if looks_ahead:
+        with torch.no_grad():
+            _forward(layer, x_1TD)
+    y_1TD = _forward(layer, x_1TD)
     layer.exchange.before_backward(last)
     torch.autograd.grad(y_1TD, [x_1TD, *layer.parameters()], torch.ones_like(y_1TD))
     _meet(topology)
     return time.perf_counter() - started
+
+
+def _forward(layer: RoutedFeedForward, x_1TD: Tensor) -> Tensor:
+    for _ in range(VISITS):
+        x_1TD, _ = layer(x_1TD, x_1TD, Visit())
+    return x_1TD
 
 
 def _meet(topology: Topology) -> None:

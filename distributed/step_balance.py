@@ -17,8 +17,15 @@ from torch import Tensor
 from distributed.reduction import sum_over_ranks
 from distributed.topology import Topology
 from model.balance import Key, Means
+from model.config import ModelConfig
 from model.moeut import ModelOutput, MoEUT
 from model.router import Record
+
+
+def looks_ahead(config: ModelConfig, micro_batches: int, world: int) -> bool:
+    """Whether a step of so many micro-batches a rank must be measured before it is trained on."""
+    has_terms = any(term.weight and term.balance.scope == "step" for term in config.balance_terms().values())
+    return has_terms and (micro_batches > 1 or world > 1)
 
 
 class StepBalance:
@@ -30,7 +37,7 @@ class StepBalance:
 
     def __init__(self, model: MoEUT, topology: Topology) -> None:
         self._topology = topology
-        self._has_terms = any(term.weight and term.balance.scope == "step" for term in model.config.balance_terms().values())
+        self._config = model.config
         # Who halts is decided anew, and with it whose choices there are.
         self._obeyed = model.config.halting.kind == "none"
         self.means: Means | None = None
@@ -38,7 +45,7 @@ class StepBalance:
 
     def looks_ahead(self, micro_batches: int) -> bool:
         """Whether a step of so many micro-batches a rank must be measured before it is trained on."""
-        return self._has_terms and (micro_batches > 1 or self._topology.world > 1)
+        return looks_ahead(self._config, micro_batches, self._topology.world)
 
     def measure(self, outputs: Iterable[ModelOutput]) -> None:
         """Sum the statistics of the first forwards over this rank's micro-batches and all ranks, and keep their choices."""

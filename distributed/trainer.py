@@ -1,21 +1,18 @@
-"""The order of a step, and of a run. This file names it; everything it calls lives in a room of its own.
+"""The order of a run, around its steps (`distributed.train_step`). This file names it; what it calls lives in rooms of its own.
 
-    shards -> windows [B, T+1] -> model -> loss / global tokens + (balance + halting) / global sequences -> backward (the exchange
-    mirrors itself) -> the engine reduces and steps -> metrics, and now and then validation and a checkpoint.
+    shards -> windows [B, T+1] -> a step -> what all ranks agree on -> now and then validation, the log, a checkpoint -> the summary
 
 `train` runs in every worker, with RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT set: under
 Ray, under torchrun, or alone. It never asks who started it.
 
     torchrun --nproc-per-node 2 -m distributed.trainer RUN      # goes on from RUN's newest checkpoint, if there is one
-
-Shape suffixes: B windows, T positions, N predicted tokens (B * T), V vocabulary.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,7 +24,7 @@ from data_pipeline.manifest import check
 from data_pipeline.order import SampleOrder
 from data_pipeline.windows import Windows
 from distributed import collectives, heartbeat
-from distributed.batching import micro_batches, segments_of
+from distributed.batching import micro_batches
 from distributed.build import build_model
 from distributed.clock import StepClock
 from distributed.deterministic import make_deterministic
@@ -43,15 +40,12 @@ from distributed.reduction import sum_over_ranks
 from distributed.replay import open_replay
 from distributed.roll_back import roll_back
 from distributed.run_folder import RunFolder, data_folder
-from distributed.schedule import learning_rate
 from distributed.skips import Skips
-from distributed.step_balance import StepBalance
-from distributed.step_moves import StepMoves
 from distributed.summary import build_summary, says_finished
 from distributed.topology import Topology, close_topology, init_topology
+from distributed.train_step import TrainStep
 from distributed.world_rules import check_world
 from model.accounting import stored_parameters
-from model.moeut import ModelOutput
 
 Outcome = Literal["finished", "stopped", "regroup"]
 """How training ended: at its last step, because it was asked to stop, or after a checkpoint to go on with other workers."""
@@ -112,8 +106,17 @@ class Trainer:
         self.engine = build_engine(self.model, recipe.train, topology)
         buffers = dict(self.model.named_buffers())
         self.persistence = Persistence(recipe, run, topology, self.engine, self.model.boxes(), buffers, self.manifest.digest)
-        self.balance, self.moves = StepBalance(self.model, topology), StepMoves(self.model, topology)
-        self.replay = open_replay(recipe.router, run, topology)
+        self.train_step = TrainStep(
+            recipe,
+            run,
+            topology,
+            self.model,
+            self.engine,
+            self.clock,
+            open_replay(recipe.router, run, topology),
+            self.document_end,
+            before_update=self.persistence.settle,
+        )
         self.step = 0
         self.held_out: dict[str, float] = {}
 
@@ -165,7 +168,7 @@ class Trainer:
         reading = (data.loader_workers, data.prefetch, data.on_damage == "skip")
         with StepLoader(self.windows, self._micro_batches, self.step, last_step, *reading) as loader:
             for number, micro_batches in self._timed(iter(loader)):
-                loss, skipped = self._train_step(number, micro_batches)
+                loss, skipped = self.train_step(number, micro_batches, self.metrics)
                 self.persistence.poll()
                 asked = self._agree(loss)
                 if trouble := guard.watch(number, asked["loss"], skipped):
@@ -189,79 +192,6 @@ class Trainer:
     def _micro_batches(self, step: int) -> list[list[int]]:
         ids = self.order.ids(self.skips.order_step(step))
         return micro_batches(ids, self.topology.world, self.topology.rank, self.recipe.train.micro_batch)
-
-    def _train_step(self, step: int, batches: list[MicroBatch]) -> tuple[Tensor, bool]:
-        """Forward and backward over this rank's micro-batches, then one optimizer step: this rank's loss, and whether it was skipped."""
-        self.model.train()
-        self._measure_balance(step, batches)
-        self._seed_dropout(step)
-        loss = torch.zeros((), dtype=torch.float64, device=self.topology.device)
-        balance = torch.zeros_like(loss)
-        for number, batch in enumerate(batches):
-            with self.clock.part("forward"):
-                output, cross_entropy, balance_share = self._forward(step, batch.ids, batch.tokens_BT)
-            with self.clock.part("backward"):
-                ponder_share = output.ponder_B.sum() / self.recipe.train.global_batch
-                self.engine.backward(cross_entropy + balance_share + ponder_share, last=number == len(batches) - 1)
-            loss += cross_entropy.detach()
-            balance += balance_share.detach()
-            self.moves.observe(output)
-            self.metrics.observe(output, len(batch.ids) * self.recipe.data.seq_len)
-            if batch.damaged:
-                self.run.append_damaged(step + 1, batch.damaged)
-                self.metrics.damaged(len(batch.damaged))
-        with self.clock.part("checkpoint"):
-            self.persistence.settle()
-        with self.clock.part("optimizer"):
-            rate = learning_rate(step, self.recipe.train)
-            report = self.engine.step(rate)
-            self.moves.finish(report.skipped)
-        self.metrics.step(step + 1, loss, balance, report.grad_norm, rate, self._tokens_per_step, self._repeats(step), report.skipped)
-        return loss, report.skipped
-
-    def _forward(self, step: int, ids: list[int], tokens_BT: Tensor) -> tuple[ModelOutput, Tensor, Tensor]:
-        """One micro-batch: the output and its shares of the global cross-entropy and balance losses.
-
-        Shares are divided by what the whole step holds, so over all micro-batches and ranks they add up to the mean.
-        """
-        records = self.balance.next_records() or self.replay.records(step, ids, self._made(step))
-        output = self.engine.module(**self._inputs(step, tokens_BT), records=records, step_means=self.balance.means)
-        self.replay.keep(step, ids, output.records)
-        cross_entropy = output.cross_entropy / self._tokens_per_step
-        return output, cross_entropy, output.balance_B.sum() / self.recipe.train.global_batch
-
-    def _inputs(self, step: int, tokens_BT: Tensor) -> dict[str, Any]:
-        tokens_BT = tokens_BT.to(self.topology.device, non_blocking=True)
-        inputs_BT = tokens_BT[:, :-1]
-        segments_BT = None if self.document_end is None else segments_of(inputs_BT, self.document_end)
-        return {"tokens_BT": inputs_BT, "targets_BT": tokens_BT[:, 1:], "segments_BT": segments_BT, "repeats": self._repeats(step)}
-
-    def _measure_balance(self, step: int, batches: list[MicroBatch]) -> None:
-        """Where a regulariser is of the whole step: a forward over all of it first, with the random draws of the one to come."""
-        if not self.balance.looks_ahead(len(batches)):
-            return
-        self._seed_dropout(step)
-        made = self._made(step)
-        with self.clock.part("forward"), torch.no_grad():
-            self.balance.measure(
-                self.model(**self._inputs(step, batch.tokens_BT), records=self.replay.records(step, batch.ids, made)) for batch in batches
-            )
-
-    @property
-    def _tokens_per_step(self) -> int:
-        return self.recipe.train.global_batch * self.recipe.data.seq_len
-
-    def _repeats(self, step: int) -> int:
-        """How often a step goes through the group of layers: drawn from (seed, step) alone where it is drawn."""
-        return self.recipe.model.depth.repeats_of_step(self.recipe.seed, step)
-
-    def _made(self, step: int) -> list[bool]:
-        """Of every visit that the model can make, whether this step makes it."""
-        return self.recipe.model.depth.made(self._repeats(step))
-
-    def _seed_dropout(self, step: int) -> None:
-        """Random draws depend on (seed, step, rank) alone, so a resumed step draws what it would have drawn."""
-        torch.manual_seed((self.recipe.seed * 1_000_003 + step) * 65_537 + self.topology.rank)
 
     def _agree(self, loss: Tensor) -> dict[str, float]:
         """What all ranks must know at the end of a step, in one collective: the requests that rank 0 sees, and the global loss."""

@@ -4,7 +4,8 @@ Experts are scored by a sigmoid and do not compete (sigma-MoE, arXiv 2310.10837)
 are used as they are, not renormalised. The softmax of the same logits serves only the entropy regulariser
 (arXiv 2405.16039, eq. 4). Everything here is computed in float32, or in the input's type if that is wider.
 
-Shape suffixes: B sequences, T tokens, M routers side by side, E experts, K experts chosen a token.
+Shape suffixes: B sequences, T tokens, M routers side by side, E experts, K experts chosen a token, C entries of a
+statistic.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ from kernels.rows import runs_triton
 
 
 class Routed(NamedTuple):
-    """Experts int64 [B, T, M, K], their weights, the softmax summed over tokens [B, M, E], and routes an expert int64 [M, E]."""
+    """What was chosen: experts int64 [B, T, M, K], their weights, and routes an expert int64 [M, E].
+
+    `statistic` is what a regulariser must know, summed over tokens [B, M, C]; `route` gives the softmax, C = E.
+    """
 
     expert: Tensor
     weight: Tensor
-    softmax_sum: Tensor
+    statistic: Tensor
     load: Tensor
 
 

@@ -117,6 +117,7 @@ class MoEUT(nn.Module):
         records: list[Record] | None = None,
         repeats: int | None = None,
         step_means: Means | None = None,
+        read_out: bool = True,
     ) -> ModelOutput:
         """Next-token logits, or their cross-entropy, and the balance regulariser.
 
@@ -128,6 +129,7 @@ class MoEUT(nn.Module):
             records: a dict a visit, by its number. Empty ones are filled with the choices made, filled ones are obeyed.
             repeats: how many times to go through the group (None: as configured), for all ranks the same.
             step_means: where this batch is a part of a step: `step_sums` of all its parts, added up, over all its sequences.
+            read_out: False where choices and statistics are all that is wanted: no logits, no cross-entropy.
 
         Raises:
             ModelError: `cache` together with `segments_BT`, records that do not fit, or more repeats than the model has parameters for.
@@ -147,17 +149,23 @@ class MoEUT(nn.Module):
             balance.add(place.layer, statistics)
         left = walk.leave(x)
         balance_B, balance_loss = balance.finish(tokens_BT.shape[0], left.n_tokens, left.x)
-        logits_BTV, cross_entropy = self._read_out(self.streams.leave(left.x, self.final_norm).to(self.head.weight.dtype), targets_BT)
+        logits_BTV, cross_entropy = self._read_out(left.x, targets_BT) if read_out else self._nothing(tokens_BT.shape[1])
         regularisers = balance_B, balance_loss, left.ponder_B, left.computed
         step_sums = balance.of_step_scope(left.n_tokens)
         return ModelOutput(logits_BTV, cross_entropy, *regularisers, self._loads(records), records, step_sums)
 
-    def _read_out(self, x_BTW: Tensor, targets_BT: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _read_out(self, x: Tensor, targets_BT: Tensor | None) -> tuple[Tensor, Tensor]:
         """Logits and a cross-entropy of 0, or no logits and the cross-entropy."""
+        x_BTW = self.streams.leave(x, self.final_norm).to(self.head.weight.dtype)
+        no_logits, zero = self._nothing(x_BTW.shape[1])
         if targets_BT is None:
-            return self.head(x_BTW), x_BTW.new_zeros((), dtype=wide_dtype(x_BTW.dtype))
-        nothing = x_BTW.new_empty(0, x_BTW.shape[1], self.config.vocab_size)
-        return nothing, linear_cross_entropy(x_BTW.flatten(0, 1), self.head.weight, self.head.bias, targets_BT.flatten())
+            return self.head(x_BTW), zero
+        return no_logits, linear_cross_entropy(x_BTW.flatten(0, 1), self.head.weight, self.head.bias, targets_BT.flatten())
+
+    def _nothing(self, n_tokens: int) -> tuple[Tensor, Tensor]:
+        """Logits of no sequences, in the model's type, and a cross-entropy of 0."""
+        no_logits = self.head.weight.new_empty(0, n_tokens, self.config.vocab_size)
+        return no_logits, self.head.weight.new_zeros((), dtype=wide_dtype(self.head.weight.dtype))
 
     def init_parameters(self, seed: int) -> MoEUT:
         """Draw all parameters anew (arXiv 2405.16039, appendix): values depend on `seed` and names, not on the layout."""

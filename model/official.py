@@ -42,7 +42,7 @@ class RoundedRouter(Router):
     def _route(self, logits_BTME: Tensor, chosen: Tensor | None, generator: torch.Generator | None) -> Routed:
         routed = super()._route(logits_BTME, chosen, generator)
         # All scores first, then the chosen: the last bit of a vectorised sigmoid depends on a number's place in memory.
-        return routed._replace(weight=logits_BTME.sigmoid().gather(-1, routed.expert), softmax_sum=logits_BTME)
+        return routed._replace(weight=logits_BTME.sigmoid().gather(-1, routed.expert), statistic=logits_BTME)
 
 
 class OfficialBalance(BalanceSums):

@@ -74,7 +74,7 @@ class Router(nn.Module):
         routed = self._route(logits_BTME, chosen_BTMK, self._dropout_generator())
         record.setdefault(self.name, routed.expert.reshape(kept))
         record.setdefault("loads", {})[self.name] = routed.load
-        return Routing(routed.expert.flatten(0, 1), routed.weight.flatten(0, 1), routed.softmax_sum)
+        return Routing(routed.expert.flatten(0, 1), routed.weight.flatten(0, 1), routed.statistic)
 
     def _logits(self, x_BTD: Tensor, weight: Tensor) -> Tensor:
         return wide_linear(x_BTD, weight)

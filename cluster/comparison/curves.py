@@ -12,11 +12,12 @@ Points = dict[int, float]
 
 @dataclass(frozen=True)
 class RunCurves:
-    """Nats a token by step, held out and in training (mean of a logging interval), and seconds of training by step."""
+    """Nats a token by step, held out and in training (mean of a logging interval); seconds and multiply-accumulates of training so far."""
 
     held_out: Points
     train: Points
     seconds: Points
+    macs: Points
 
 
 @dataclass(frozen=True)
@@ -30,49 +31,49 @@ class Band:
 
 
 def read_curves(lines: list[dict[str, Any]]) -> RunCurves:
-    """Curves of metrics.jsonl. Seconds are those of steps: validation, checkpoints and stops are left out."""
+    """Curves of metrics.jsonl. Seconds and multiply-accumulates are those of steps: validation, checkpoints and stops are left out."""
     held_out: Points = {}
     train: Points = {}
     seconds: Points = {0: 0.0}
-    total = 0.0
+    macs: Points = {0: 0.0}
     for line in lines:
         if "held_out" in line:
             losses = list(line["held_out"].values())
             if losses and None not in losses:
                 held_out[line["step"]] = mean(losses)
         elif line.get("interval_steps"):
-            total += line["step_seconds"] * line["interval_steps"]
-            seconds[line["step"]] = total
+            seconds[line["step"]] = max(seconds.values()) + line["step_seconds"] * line["interval_steps"]
+            macs[line["step"]] = max(macs.values()) + line["flops"] / 2
             if line["loss"] is not None:
                 train[line["step"]] = line["loss"]
-    return RunCurves(held_out, train, seconds)
+    return RunCurves(held_out, train, seconds, macs)
 
 
-def seconds_at(seconds: Points, step: int) -> float | None:
+def figure_at(points: Points, step: int) -> float | None:
     """Between two logged steps in proportion; None past the last one."""
-    before = max((at for at in seconds if at <= step), default=None)
-    after = min((at for at in seconds if at >= step), default=None)
+    before = max((at for at in points if at <= step), default=None)
+    after = min((at for at in points if at >= step), default=None)
     if before is None or after is None:
         return None
     share = 0.0 if after == before else (step - before) / (after - before)
-    return seconds[before] + share * (seconds[after] - seconds[before])
+    return points[before] + share * (points[after] - points[before])
 
 
 def over_steps(curves: list[Points], per_step: float) -> Band:
-    """Over steps times `per_step` (tokens, multiply-accumulates), where every seed has a point."""
+    """Over steps times `per_step` (tokens), where every seed has a point."""
     steps = common_steps(curves)
     return _band([step * per_step for step in steps], [[curve[step] for step in steps] for curve in curves])
 
 
-def over_seconds(curves: list[Points], seconds: list[Points]) -> Band:
-    """Over the seeds' mean seconds of training."""
-    times: dict[int, float] = {}
+def over_figure(curves: list[Points], figures: list[Points]) -> Band:
+    """Over what the seeds had spent on average (seconds, multiply-accumulates)."""
+    spent: dict[int, float] = {}
     for step in common_steps(curves):
-        at = [seconds_at(clock, step) for clock in seconds]
+        at = [figure_at(points, step) for points in figures]
         known = [one for one in at if one is not None]
-        if len(known) == len(seconds):
-            times[step] = mean(known)
-    return _band(list(times.values()), [[curve[step] for step in times] for curve in curves])
+        if len(known) == len(figures):
+            spent[step] = mean(known)
+    return _band(list(spent.values()), [[curve[step] for step in spent] for curve in curves])
 
 
 def common_steps(curves: list[Points]) -> list[int]:

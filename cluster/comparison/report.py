@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from cluster.comparison.curves import Band, over_seconds, over_steps
+from cluster.comparison.curves import Band, over_figure, over_steps
 from cluster.comparison.machine import machine_words
 from cluster.comparison.matching import Measure
 from cluster.comparison.results import RecipeResult, RunResult
@@ -17,12 +17,11 @@ from cluster.markdown import table as markdown_table
 from data_pipeline.files import write_text
 from distributed.recipe import Recipe
 
-TRAINING_PASSES = 3  # a backward pass costs two forward ones
 PAGE_STYLE = (
     ":root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-serif;max-width:1400px;margin:2em auto;padding:0 1em;"
     "background:#fff;color:#1a1a1a}table{border-collapse:collapse;display:block;overflow-x:auto;font-variant-numeric:tabular-nums}"
     "th,td{padding:.25em .7em;text-align:right;border-bottom:1px solid #8884;white-space:nowrap}"
-    "th:first-child,td:first-child{text-align:left}code{white-space:pre-wrap}"
+    ".text{text-align:left}code{white-space:pre-wrap}"
     ".plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(560px,100%),1fr));gap:1em}figure{margin:0}"
     "@media (prefers-color-scheme:dark){body{background:#14171a;color:#e6e6e6}}"
 )
@@ -56,7 +55,7 @@ class Report:
         parts = [f"# Comparison {self.name}", "\n".join(f"- {fact}" for fact in self._facts())]
         for one in made:
             rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in one.rows]
-            parts += [f"## {one.title}", one.words, markdown_table(one.header, rows)]
+            parts += [f"## {one.title}", one.words, markdown_table(one.header, rows, one.text)]
         return "\n\n".join([*parts, "Curves are in report.html.\n"])
 
     def _page(self, made: list[Table]) -> str:
@@ -98,10 +97,8 @@ def plots(results: list[RecipeResult]) -> list[str]:
         return [run.curves.held_out for run in runs]
 
     over_tokens = curves(lambda result, runs: over_steps(held_out(runs), result.tokens_per_step))
-    over_macs = curves(
-        lambda result, runs: over_steps(held_out(runs), result.tokens_per_step * result.cost.macs_per_token * TRAINING_PASSES)
-    )
-    in_time = curves(lambda result, runs: over_seconds(held_out(runs), [run.curves.seconds for run in runs]))
+    over_macs = curves(lambda _, runs: over_figure(held_out(runs), [run.curves.macs for run in runs]))
+    in_time = curves(lambda _, runs: over_figure(held_out(runs), [run.curves.seconds for run in runs]))
     training = curves(lambda result, runs: over_steps([run.curves.train for run in runs], result.tokens_per_step))
     loss, macs = "nats a token", "multiply-accumulates of training (forward and backward)"
     return [
@@ -113,9 +110,14 @@ def plots(results: list[RecipeResult]) -> list[str]:
 
 
 def _html_table(one: Table) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in one.header)
-    rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in one.rows)
-    return f"<h2>{escape(one.title)}</h2><p>{escape(one.words)}</p><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    head = _html_row(one, "th", one.header)
+    rows = "".join(_html_row(one, "td", row) for row in one.rows)
+    return f"<h2>{escape(one.title)}</h2><p>{escape(one.words)}</p><table><thead>{head}</thead><tbody>{rows}</tbody></table>"
+
+
+def _html_row(one: Table, tag: str, cells: list[str]) -> str:
+    marks = [' class="text"' if place in one.text else "" for place in range(len(cells))]
+    return f"<tr>{''.join(f'<{tag}{mark}>{escape(cell)}</{tag}>' for mark, cell in zip(marks, cells, strict=True))}</tr>"
 
 
 def _inline_code(text: str) -> str:

@@ -24,12 +24,13 @@ USE = {
 
 @dataclass(frozen=True)
 class Table:
-    """A table and what stands above it."""
+    """A table and what stands above it; `text` are its columns of words, the others hold figures."""
 
     title: str
     words: str
     header: list[str]
     rows: list[list[str]]
+    text: tuple[int, ...] = (0,)
 
 
 def tables(results: list[RecipeResult], measure: Measure | None) -> list[Table]:
@@ -99,7 +100,7 @@ def cost_table(results: list[RecipeResult], measure: Measure | None) -> Table:
     ]
     words = f"{matched}. Exact, counted from the configuration (model/accounting.py)."
     if any(model.halting.kind != "none" or model.depth.sample is not None for model in (result.recipe.model for result in results)):
-        words += " Multiply-accumulates are those of depth.repeats repeats, as if no token halted."
+        words += " Multiply-accumulates are those of depth.repeats repeats, as if no token halted; the plot counts those that were made."
     return Table("Sizes", words, header, rows)
 
 
@@ -124,15 +125,15 @@ def orderings_table(results: list[RecipeResult]) -> Table:
         "The paper has the first below the second in loss. Gap: nats a token by which the second is above the first here. Seeds are "
         "compared one by one, as they took the same samples. Sizes, data and lengths of training are not the papers'."
     )
-    return Table("Orderings of the papers", words, ["better", "worse", "source", "gap here", "seeds", "this comparison"], rows)
+    header = ["better", "worse", "source", "gap here", "seeds", "this comparison"]
+    return Table("Orderings of the papers", words, header, rows, text=(0, 1, 2, 5))
 
 
 def trouble_table(results: list[RecipeResult]) -> Table:
     """Runs that have not finished."""
     rows = [[result.label, str(run.seed), run.trouble] for result in results for run in result.runs if run.trouble is not None]
-    return Table(
-        "Not finished", "The figures above leave these runs out; the curves show what they have.", ["recipe", "seed", "how it stands"], rows
-    )
+    words = "The figures above leave these runs out; the curves show what they have."
+    return Table("Not finished", words, ["recipe", "seed", "how it stands"], rows, text=(0, 2))
 
 
 def _number(value: float | None, form: str) -> str:

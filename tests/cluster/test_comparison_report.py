@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 from test_comparison import two_recipes, write_recipe
 
-from cluster.comparison.curves import Band, over_seconds, over_steps, read_curves, seconds_at
+from cluster.comparison.curves import Band, figure_at, over_figure, over_steps, read_curves
 from cluster.comparison.entries import Comparison, Entry, read_comparison
 from cluster.comparison.orderings import verdict
 from cluster.comparison.piece import MACHINE_FILE
@@ -20,9 +20,9 @@ from cluster.comparison.results import gather
 from cluster.comparison.svg import line_plot, tick_text
 
 LINES = [
-    {"step": 1, "loss": 5.0, "interval_steps": 1, "step_seconds": 2.0},
+    {"step": 1, "loss": 5.0, "interval_steps": 1, "step_seconds": 2.0, "flops": 20.0},
     {"step": 2, "held_out": {"a": 4.0, "b": 5.0}},
-    {"step": 3, "loss": None, "interval_steps": 2, "step_seconds": 1.0},
+    {"step": 3, "loss": None, "interval_steps": 2, "step_seconds": 1.0, "flops": 8.0},
     {"step": 3, "held_out": {"a": None, "b": 5.0}},
 ]
 MACHINE = {"date": "2026-01-02", "processor": "Abacus", "cores": 2, "device": "CPU", "threads": 1, "runs_at_once": 2}
@@ -33,7 +33,7 @@ def finish(entry: Entry, nats: float | None, load: dict[str, float] | None = Non
     entry.run.create(entry.recipe)
     for step, loss in ((6, None if nats is None else nats + 1.0), (12, nats)):
         entry.run.append_metrics({"step": step, "held_out": {"words": loss}})
-        entry.run.append_metrics({"step": step, "loss": loss, "interval_steps": 6, "step_seconds": 0.5})
+        entry.run.append_metrics({"step": step, "loss": loss, "interval_steps": 6, "step_seconds": 0.5, "flops": 6e6})
     summary = {
         "losses": {"held_out": nats, "below_unigram": None if nats is None else 5.0 - nats},
         "speed": {"tokens_per_second": 1234.0},
@@ -80,6 +80,7 @@ def test_markdown_has_the_figures(comparison: Comparison, home: Path) -> None:
     assert rows_of(text, "Sizes")["dense"][0] == f"{costs['dense'].parameters:,}"
     assert rows_of(text, "Expert use") == {"moeut": ["0.250", "0.000", "0.900", "1.500"]}
     assert rows_of(text, "Orderings of the papers")["moeut"][2:] == ["+1.0000", "1", "agrees"]
+    assert "| --- | --- | --- | ---: | ---: | --- |" in text, "words to the left, figures to the right"
     assert rows_of(text, "Not finished") == {"dense": ["2", "failed: RunError: a \\| b"]}
     for words in ("`./launch.sh compare demo`", "Abacus, 2 cores, 2 runs at once", "torch 2.14.1", "12 steps of 8 windows, 1,536 tokens"):
         assert words in text
@@ -147,14 +148,15 @@ def test_curves_of_a_run() -> None:
     curves = read_curves(LINES)
     assert curves.held_out == {2: 4.5} and curves.train == {1: 5.0}
     assert curves.seconds == {0: 0.0, 1: 2.0, 3: 4.0}
-    assert [seconds_at(curves.seconds, step) for step in (0, 1, 2, 3, 4)] == [0.0, 2.0, 3.0, 4.0, None]
+    assert curves.macs == {0: 0.0, 1: 10.0, 3: 14.0}
+    assert [figure_at(curves.seconds, step) for step in (0, 1, 2, 3, 4)] == [0.0, 2.0, 3.0, 4.0, None]
 
 
 def test_curves_over_seeds() -> None:
     first, second = {1: 4.0, 2: 3.0, 3: 2.0}, {1: 6.0, 2: 3.5}
     assert over_steps([first, second], 10.0) == Band([10.0, 20.0], [5.0, 3.25], [4.0, 3.0], [6.0, 3.5])
     clocks = [{0: 0.0, 2: 4.0}, {0: 0.0, 2: 8.0}]
-    assert over_seconds([first, second], clocks) == Band([3.0, 6.0], [5.0, 3.25], [4.0, 3.0], [6.0, 3.5])
+    assert over_figure([first, second], clocks) == Band([3.0, 6.0], [5.0, 3.25], [4.0, 3.0], [6.0, 3.5])
     assert over_steps([], 10.0).x == []
 
 

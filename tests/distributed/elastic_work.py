@@ -15,6 +15,7 @@ from benchmarks.fault_injection import Fault, injected
 from distributed import trainer
 from distributed.recipe_file import check_recipe
 from distributed.run_folder import RunFolder
+from distributed.train_step import TrainStep
 
 
 def train(
@@ -27,10 +28,10 @@ def train(
     folder = RunFolder.named(recipe.name)
     if attempt == 0:
         folder.create(recipe)
-    forward = trainer.Trainer._forward
+    forward = TrainStep._forward
     notes = (Path(home) / f"ids-{recipe.name}-{attempt:02d}-{rank}.jsonl").open("w", buffering=1)
 
-    def noting(self: trainer.Trainer, step: int, ids: list[int], tokens_BT: torch.Tensor) -> Any:
+    def noting(self: TrainStep, step: int, ids: list[int], tokens_BT: torch.Tensor) -> Any:
         notes.write(json.dumps([step, ids]) + "\n")
         return forward(self, step, ids, tokens_BT)
 
@@ -40,6 +41,6 @@ def train(
         end(self)
 
     end = trainer.Trainer._finish
-    patches = mock.patch.multiple(trainer.Trainer, _forward=noting, _finish=finish)
-    with patches, injected(Fault(**fault) if fault else None, rank), notes:
+    patches = mock.patch.object(TrainStep, "_forward", noting), mock.patch.object(trainer.Trainer, "_finish", finish)
+    with patches[0], patches[1], injected(Fault(**fault) if fault else None, rank), notes:
         return trainer.train(recipe, folder, resume=attempt > 0)

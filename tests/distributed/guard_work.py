@@ -10,6 +10,8 @@ import torch
 from distributed import trainer
 from distributed.recipe_file import check_recipe
 from distributed.run_folder import RunFolder
+from distributed.skips import Skips
+from distributed.train_step import TrainStep
 
 
 def train_with_bad_samples(home: str, values: dict[str, Any], bad_steps: list[int]) -> dict[str, Any]:
@@ -19,17 +21,17 @@ def train_with_bad_samples(home: str, values: dict[str, Any], bad_steps: list[in
     folder = RunFolder.named(recipe.name)
     folder.create(recipe)
     seen: list[int] = []
-    forward = trainer.Trainer._forward
+    forward = TrainStep._forward
 
-    def poisoned(self: trainer.Trainer, step: int, ids: list[int], tokens_BT: torch.Tensor) -> Any:
-        order_step = self.skips.order_step(step)
+    def poisoned(self: TrainStep, step: int, ids: list[int], tokens_BT: torch.Tensor) -> Any:
+        order_step = Skips(folder).order_step(step)
         if not seen or seen[-1] != order_step:
             seen.append(order_step)
         output, cross_entropy, balance = forward(self, step, ids, tokens_BT)
         return output, cross_entropy * (float("nan") if order_step in bad_steps else 1.0), balance
 
-    trainer.Trainer._forward = poisoned  # type: ignore[method-assign]
+    TrainStep._forward = poisoned  # type: ignore[method-assign]
     try:
         return {"outcome": trainer.train(recipe, folder), "order_steps": seen}
     finally:
-        trainer.Trainer._forward = forward  # type: ignore[method-assign]
+        TrainStep._forward = forward  # type: ignore[method-assign]

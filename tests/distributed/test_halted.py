@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from distributed.clock import PARTS
+from distributed.figures import Interval, interval_figures
 from distributed.halted import HaltingCounter, halting_figures
 from model.accounting import executed_macs, macs
 from model.config import ModelConfig
@@ -33,6 +37,33 @@ def test_micro_batches_add_up() -> None:
     assert figures["saved_share"] == pytest.approx(1 - executed / (5 * macs(config, 11).total)) and 0 < figures["saved_share"] < 1
     assert figures["loss"] == pytest.approx(whole.ponder_B.mean().item(), rel=1e-12)
     assert halting_figures(counter.take(), 11) == {}
+
+
+def test_operations_of_an_interval_leave_out_what_halting_saved() -> None:
+    one_W = torch.ones(1)
+    whole = Interval(
+        steps=1,
+        skipped=0,
+        damaged=0,
+        tokens=8,
+        repeats=3,
+        flops=6e6,
+        loss=1.0,
+        balance=0.0,
+        grad_norms=[1.0],
+        lr=0.1,
+        seconds_WP=torch.ones(1, len(PARTS)),
+        tokens_W=one_W,
+        host_bytes_W=one_W,
+        device_bytes_W=one_W,
+        peak_flops_W=one_W,
+        loads_VE=torch.zeros(0, 0),
+        routes_WV=torch.zeros(1, 0),
+        halting={},
+        use={"visits": [], "layers": []},
+    )
+    assert interval_figures(whole, [])["flops"] == 6e6
+    assert interval_figures(replace(whole, halting={"saved_share": 0.25}), [])["flops"] == 4.5e6
 
 
 def test_no_figures_where_no_token_can_halt() -> None:

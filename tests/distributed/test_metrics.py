@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from distributed.clock import PARTS
 from distributed.figures import load_figures
 from distributed.run_folder import RunFolder
+from model.accounting import train_flops_per_token
 
 
 @pytest.fixture
@@ -49,6 +50,7 @@ def test_an_interval_of_one_rank(run: RunFolder) -> None:
     assert figures["tokens_per_second"] == TOKENS
     assert figures["parts"] == {**dict.fromkeys(PARTS, 0.0), "forward": 0.5, "experts": 0.5}
     assert figures["model_flop_use"] > 0
+    assert figures["flops"] == STEPS * TOKENS * train_flops_per_token(recipe().model, recipe().data.seq_len)
     assert figures["host_bytes_max"] > 10**6
 
 

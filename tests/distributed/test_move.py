@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pool import Pool
 from small_run import recipe_values
+
+from distributed.move import VISITS, load_of, run_micro_batch, trial_layer
+from distributed.recipe_file import check_recipe
+from distributed.topology import Topology
+from model.exchange import LocalExchange
 
 TOKENS_WIN = [{"tokens": 1.0, "weights": 2.0}, {"tokens": 1.0, "weights": 0.5}]
 WEIGHTS_WIN = [{"tokens": 3.0, "weights": 2.0}, {"tokens": 1.0, "weights": 0.5}]
@@ -54,6 +61,21 @@ def test_a_real_trial_takes_the_faster(pool: Pool, tmp_path: Path) -> None:
     found = json.loads((tmp_path / "move.json").read_text())["seconds_a_step"]
     assert min(found.values()) > 0
     assert found[move] == min(found.values())
+
+
+@pytest.mark.parametrize("balance", [{"kind": "entropy", "scope": "sequence"}, {"kind": "switch", "scope": "step"}])
+def test_a_forward_that_comes_before_the_step_is_tried_too(tmp_path: Path, balance: dict[str, str]) -> None:
+    experts = {"kind": "switch", "n_experts": 6, "d_expert": 8, "top_k": 2, "balance": balance}
+    model = recipe_values(tmp_path)["model"] | {"feed_forward": experts}
+    recipe = check_recipe(values(tmp_path) | {"model": model}, "test")
+    alone = Topology(0, 1, 0, 1, torch.device("cpu"), "none", None, None, None)
+    load = load_of(recipe, replace(alone, world=2))
+    assert load.looks_ahead == (balance["scope"] == "step")
+    layer, x_1TD = trial_layer(LocalExchange(), alone, load)
+    calls: list[bool] = []
+    layer.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    run_micro_batch(layer, x_1TD, alone, last=True, looks_ahead=load.looks_ahead)
+    assert calls == ([False] * VISITS if load.looks_ahead else []) + [True] * VISITS
 
 
 def test_nothing_is_tried_where_there_is_no_choice(pool: Pool, tmp_path: Path) -> None:

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
+from data_pipeline.windows import Windows
 from distributed import trainer
 from distributed.recipe_file import check_recipe
-from distributed.run_folder import RunFolder
+from distributed.run_folder import RunFolder, data_folder
+from distributed.train_step import TrainStep
 
 
 def run(home: str, values: dict[str, Any], stop: int | None, resume: bool) -> str:
@@ -45,19 +47,20 @@ def ids_of_steps(home: str, values: dict[str, Any], hosts: list[int]) -> list[tu
     folder = RunFolder.named(recipe.name)
     folder.create(recipe)
     seen: list[tuple[int, list[int]]] = []
-    forward = trainer.Trainer._forward
+    windows = Windows(data_folder(recipe), "train")
+    forward = TrainStep._forward
 
-    def noting(self: trainer.Trainer, step: int, ids: list[int], tokens_BT: torch.Tensor) -> Any:
-        expected = torch.from_numpy(self.windows.read(ids)) if ids else tokens_BT
+    def noting(self: TrainStep, step: int, ids: list[int], tokens_BT: torch.Tensor) -> Any:
+        expected = torch.from_numpy(windows.read(ids)) if ids else tokens_BT
         assert torch.equal(tokens_BT, expected), f"step {step} ran other tokens than its ids say"
         seen.append((step, list(ids)))
         return forward(self, step, ids, tokens_BT)
 
-    trainer.Trainer._forward = noting  # type: ignore[method-assign]
+    TrainStep._forward = noting  # type: ignore[method-assign]
     try:
         trainer.train(recipe, folder)
     finally:
-        trainer.Trainer._forward = forward  # type: ignore[method-assign]
+        TrainStep._forward = forward  # type: ignore[method-assign]
     return seen
 
 

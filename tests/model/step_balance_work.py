@@ -41,7 +41,7 @@ def _step(
     parts = tokens_BT.tensor_split(micro_batches)
     if balance.looks_ahead(micro_batches):
         with torch.no_grad():
-            balance.measure(model(part_BT) for part_BT in parts)
+            balance.measure(model(part_BT, read_out=False) for part_BT in parts)
     logits, total = [], 0.0
     for part_BT in parts:
         output = model(part_BT, records=balance.next_records(), step_means=balance.means)

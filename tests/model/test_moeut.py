@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny_models import KINDS, gradients, loss_of, relative, tiny_config, tiny_model, tiny_tokens, worst
 
+from model import moeut
 from model.cache import KVCache
 from model.errors import ModelError
 from model.moeut import MoEUT
@@ -127,6 +128,20 @@ def test_records_are_filled_and_then_obeyed() -> None:
         assert all(torch.equal(chosen[name], choice) for name, choice in record.items())
         assert not torch.equal(own["feed_forward"].sort().values, record["feed_forward"].sort().values)
     assert relative(bound.logits, free.logits) > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["switch", "altup", "dense"])
+def test_choices_and_statistics_need_no_head(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokens_BT = tiny_model(**KINDS[kind]), tiny_tokens(2)
+    whole = model(tokens_BT, targets_BT=tokens_BT)
+    monkeypatch.setattr(moeut, "linear_cross_entropy", None)
+    model.head.register_forward_pre_hook(lambda *_: pytest.fail("the head was read"))
+    output = model(tokens_BT, targets_BT=tokens_BT, read_out=False)
+    assert output.logits.shape == whole.logits.shape and output.logits.dtype == whole.logits.dtype
+    assert output.cross_entropy == 0 and output.cross_entropy.dtype == whole.cross_entropy.dtype
+    assert torch.equal(output.balance_B, whole.balance_B)
+    assert output.step_sums.keys() == whole.step_sums.keys()
+    assert all(torch.equal(sums, whole.step_sums[key]) for key, sums in output.step_sums.items())
 
 
 def test_loads_count_the_routes_of_every_visit() -> None:
