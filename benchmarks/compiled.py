@@ -15,6 +15,7 @@ import os
 import re
 import subprocess
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> int:
     return int(any(figures["sm_90"]["spilled"] for figures in table.values()))
 
 
-def compile_all() -> dict[str, dict[str, dict[str, int]]]:
+def compile_all(targets: Collection[str] = tuple(TARGETS)) -> dict[str, dict[str, dict[str, int]]]:
     """launch -> target -> {"registers" a thread, "spilled" bytes a thread, "shared" bytes a program}.
 
     What is not chosen is compiled for sm_90 alone, and not where a launch before it runs the same binary.
@@ -57,7 +58,7 @@ def compile_all() -> dict[str, dict[str, dict[str, int]]]:
     for launch in launches():
         identity = repr((launch.kernel.__name__, _signature(launch), launch.options))
         if launch.chosen or identity not in seen:
-            found[launch.name] = {name: figures(launch, name) for name in (TARGETS if launch.chosen else ["sm_90"])}
+            found[launch.name] = {name: figures(launch, name) for name in targets if launch.chosen or name == "sm_90"}
         seen.add(identity)
     return found
 
