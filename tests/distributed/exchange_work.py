@@ -62,7 +62,7 @@ def draw(case: Case) -> dict[str, Tensor]:
 def choose(case: Case, logits_TE: Tensor) -> Tensor:
     """[T, K] expert numbers."""
     if case.chosen is not None:
-        return torch.full((logits_TE.shape[0], 1), case.chosen)
+        return torch.full((logits_TE.shape[0], 1), case.chosen, device=logits_TE.device)
     return logits_TE.detach().topk(case.top_k).indices
 
 
@@ -88,10 +88,15 @@ def visit(
 
 
 def run_visits(
-    case: Case, exchange: Exchange, rows: slice, note: Callable[[str], None] = lambda _: None, frozen: bool = False
+    case: Case,
+    exchange: Exchange,
+    rows: slice,
+    note: Callable[[str], None] = lambda _: None,
+    frozen: bool = False,
+    device: torch.device | str = "cpu",
 ) -> dict[str, Any]:
     """Output and every gradient of the loss sum(y * target) over the tokens `rows`, experts as the exchange owns them."""
-    drawn = draw(case)
+    drawn = {name: tensor.to(device) for name, tensor in draw(case).items()}
     owned = exchange.owned(case.n_experts)
     mine = {"router": drawn["router"], "up": drawn["up"][owned.start : owned.stop], "down": drawn["down"][owned.start : owned.stop]}
     weights = {name: tensor.clone().requires_grad_() for name, tensor in mine.items()}
@@ -108,19 +113,20 @@ def run_visits(
         exchange.before_backward(last=number == case.micro_batches - 1)
         (y_TD * drawn["target"][rows].tensor_split(case.micro_batches)[number]).sum().backward()
         outputs.append(y_TD.detach())
-    gradients = {f"d_{name}": tensor.grad for name, tensor in weights.items()}
-    return {"y": torch.cat(outputs), "d_x": x_TD.grad, **gradients}
+    results = {"y": torch.cat(outputs), "d_x": x_TD.grad, **{f"d_{name}": tensor.grad for name, tensor in weights.items()}}
+    return {name: None if tensor is None else tensor.cpu() for name, tensor in results.items()}
 
 
-def partitioned(case: Case) -> dict[str, Any]:
-    """This rank's share of the case, and the order of its collectives. Uninitialised memory holds NaN."""
-    torch.set_deterministic_debug_mode("error")
-    topology = init_topology(len(case.tokens), device="cpu", timeout_seconds=30, use_deepspeed=False)
+def partitioned(case: Case, device: str = "cpu") -> dict[str, Any]:
+    """This rank's share of the case, and the order of its collectives. On a CPU uninitialised memory holds NaN."""
+    if device == "cpu":
+        torch.set_deterministic_debug_mode("error")
+    topology = init_topology(len(case.tokens), device=device, timeout_seconds=30, use_deepspeed=False)
     exchange = _exchange(case, topology)
     first = sum(case.tokens[: topology.rank])
     with recorded_order() as order:
         rows = slice(first, first + case.tokens[topology.rank])
-        results = run_visits(case, exchange, rows, order.append, topology.rank in case.frozen)
+        results = run_visits(case, exchange, rows, order.append, topology.rank in case.frozen, topology.device)
     left = sum(isinstance(thing, Movement) for thing in gc.get_objects())
     return {**results, "order": order, "left": left, "sent": exchange.traffic.sent, "copies": exchange.traffic.one_copy_an_expert}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -55,6 +56,16 @@ def test_equals_one_process(pool: Any, name: str) -> None:
     shares = pool.run(len(case.tokens), "exchange_work:partitioned", case=case)
     assert_close(assemble(shares), whole(case), 1e-12)
     assert all(share["order"] == shares[0]["order"] for share in shares)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two accelerators")
+@pytest.mark.parametrize("move", ["tokens", "weights"])
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if len(case.tokens) == 2])
+def test_equals_one_process_over_nccl(pool: Any, name: str, move: str) -> None:
+    case = replace(CASES[name], move=move)
+    shares = pool.run(2, "exchange_work:partitioned", case=case, device="cuda")
+    assert_close(assemble(shares), whole(case), 1e-12)
 
 
 def test_recomputation_sends_only_rows_and_routes(pool: Any) -> None:
