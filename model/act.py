@@ -3,7 +3,8 @@
 Before a pass a gate reads p from every token that still runs. While the sum of its p stays at or below theta = 1 - epsilon, the state
 that the pass makes weighs p; in the pass that brings the sum above theta it weighs what is left of one, and the token halts. The last
 pass halts every token that still runs, so weights sum to 1 (the released code leaves the rest out). A token that halted keeps its
-state, as in the paper; the released code goes on to change what others attend to.
+state, as in the paper; the released code goes on to change what others attend to. It also adds a signal of the step to every state
+before a pass; here `depth.per_visit` embeddings would part keys that are kept, so there is none.
 
 Shape suffixes: B sequences, T tokens, N tokens asked, D model width.
 """
@@ -67,6 +68,9 @@ class ActState:
 
     def source(self, x_BTD: Tensor) -> Tensor:
         return x_BTD
+
+    def share(self) -> None:
+        return None
 
     def leave(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """The output, and the weighted passes taken plus remainder."""

@@ -57,6 +57,10 @@ class State(Protocol):
         """What a visit that is given the states `x_BTD` reads keys and values from; it stays the same for tokens that halted."""
         ...
 
+    def share(self) -> Tensor | None:
+        """How much every token still counts in statistics of routing, [B, T]; None: one."""
+        ...
+
     def leave(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """What the head reads, and the weighted loss of every token [B, T]."""
         ...
@@ -99,7 +103,7 @@ class Passes:
     def enter(self, visit: Visit, x_BTD: Tensor) -> None:
         gates = self._begin_pass(x_BTD) if visit.layer == 0 else 0
         kept = self.skipping[visit.layer].fresh if visit.layer in self.skipping else None
-        visit.skipping = self.skipping[visit.layer] = Skipping(self.queries, self.keys, self.state.source(x_BTD), kept)
+        visit.skipping = self.skipping[visit.layer] = Skipping(self.queries, self.keys, self.state.source(x_BTD), self.state.share(), kept)
         self.computed.append(Computed(len(self.queries), len(self.keys), gates))
 
     def _begin_pass(self, x_BTD: Tensor) -> int:

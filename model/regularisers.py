@@ -26,9 +26,9 @@ def statistic(balance: Balance, logits_BTME: Tensor, expert_BTMK: Tensor) -> Ten
 
 
 def tokens_of(balance: Regularised, sum_BMC: Tensor) -> Tensor:
-    """How many tokens a statistic was summed over, [B, M, 1]: each one's softmax adds one."""
+    """How many tokens a statistic was summed over, [B, M, 1]: each one's softmax adds one, times its share (`model.skipping`)."""
     others = {"entropy": 0, "mim": 1, "switch": sum_BMC.shape[-1] // 2}[balance.kind]
-    return sum_BMC[..., : sum_BMC.shape[-1] - others].detach().sum(dim=-1, keepdim=True)
+    return sum_BMC[..., : sum_BMC.shape[-1] - others].sum(dim=-1, keepdim=True)
 
 
 def value(balance: Regularised, mean_MC: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 Rows are one token each, [N, 1, D]: whatever works on N sequences of one token works on them, routers and experts too.
 
 Shape suffixes: B sequences, T tokens, N rows, A rows of the sequence that has most, S keys, H heads, d head width, D model width,
-M routers side by side, E experts.
+M routers side by side, C entries of a statistic.
 """
 
 from __future__ import annotations
@@ -60,11 +60,13 @@ class Rows:
         """What `pad` made, back: [N, ...]."""
         return x_BA[self.sequence_N, self._slot_N]
 
-    def sum_by_sequence(self, statistic_NME: Tensor) -> Tensor:
-        """[B, M, E]: a sequence's statistic is the sum over its rows."""
-        sum_BME = statistic_NME.new_zeros(self.shape[0], *statistic_NME.shape[1:])
-        add_rows(sum_BME, self.sequence_N, statistic_NME)
-        return sum_BME
+    def sum_by_sequence(self, statistic_NMC: Tensor, share_BT: Tensor | None = None) -> Tensor:
+        """[B, M, C]: a sequence's statistic is the sum over its rows, each times its share where shares are given."""
+        if share_BT is not None:
+            statistic_NMC = statistic_NMC * self.take(share_BT).to(statistic_NMC.dtype)[:, None, None]
+        sum_BMC = statistic_NMC.new_zeros(self.shape[0], *statistic_NMC.shape[1:])
+        add_rows(sum_BMC, self.sequence_N, statistic_NMC)
+        return sum_BMC
 
     def positions(self, where: Positions) -> Positions:
         """Of each row, as a sequence of one token: angles alone."""
@@ -90,6 +92,7 @@ class Skipping:
         queries: tokens whose state the visit changes.
         keys: tokens whose keys and values must be made anew.
         source_BTD: what keys and values are read from.
+        share_BT: how much a token counts in statistics of routing; None: one.
         kept: those of the layer's visit before, None at its first.
         fresh: those of this visit, left by attention for the layer's next one.
     """
@@ -97,6 +100,7 @@ class Skipping:
     queries: Rows
     keys: Rows
     source_BTD: Tensor
+    share_BT: Tensor | None
     kept: KeysValues | None
     fresh: KeysValues | None = None
 
@@ -105,8 +109,9 @@ class Skipping:
         return self.keys.take(self.source_BTD).unsqueeze(1)
 
     def by_sequence(self, statistics: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What routers said of single rows, summed over each sequence: [B, M, E]."""
-        return {name: (self.keys if name in OF_KEYS else self.queries).sum_by_sequence(sums) for name, sums in statistics.items()}
+        """What routers said of single rows, summed over each sequence: [B, M, C]."""
+        rows = {name: self.keys if name in OF_KEYS else self.queries for name in statistics}
+        return {name: rows[name].sum_by_sequence(statistic, self.share_BT) for name, statistic in statistics.items()}
 
     def spread(
         self, query_NH1d: Tensor, key_NH1d: Tensor, value_NH1d: Tensor, where: Positions

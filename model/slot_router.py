@@ -75,8 +75,10 @@ class SlotRouter(Router, Moved):
         logits_BTME = logits_BTME.to(wide_dtype(logits_BTME.dtype))
         dropout = self.dropout if self.training else 0.0
         expert = select(self._preference(logits_BTME.detach()), self.top_k, dropout, generator) if chosen is None else chosen
-        # Without a regulariser nobody reads the statistic.
-        statistic_BMC = statistic(self.config.balance, logits_BTME, expert) if self.config.balance_terms() else logits_BTME.new_empty(0)
+        if self.config.balance_terms():
+            statistic_BMC = statistic(self.config.balance, logits_BTME, expert)
+        else:  # nobody reads it
+            statistic_BMC = logits_BTME.new_zeros(logits_BTME.shape[0], logits_BTME.shape[2], 0)
         return Routed(expert, weights(logits_BTME, expert, self.config), statistic_BMC, count(expert, self.n_experts))
 
     def _is_plain(self) -> bool:

@@ -80,6 +80,10 @@ class StickBreakingState:
     def source(self, x_BTD: Tensor) -> Tensor:
         return self.halted_BTD + self.never_BT[..., None] * x_BTD
 
+    def share(self) -> Tensor:
+        """As the authors' code weighs a token in its regulariser, with a gradient to the gates."""
+        return self.never_BT
+
     def leave(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """s of the last pass, and the weighted depth that is expected, in passes after the first."""
         depth_BT = self.depth_BT + (self.passes - 1) * self.never_BT

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from model.act import Act
-from model.balance_config import BalanceTerm
+from model.balance_config import BalanceTerm, MIMBalance
 from model.block import Block
 from model.moeut import MoEUT
 from model.rotary import Positions
@@ -34,20 +34,28 @@ class Reference:
 
 @dataclass
 class Statistics:
-    """Sums of routers' softmax over the tokens that count, by layer and router."""
+    """Sums of routers' softmax, and of sum_e p ln p, over the tokens that count, each times its `share`, by layer and router."""
 
     sums: dict[tuple[int, str], Tensor] = field(default_factory=dict)
+    share_BT: Tensor | float = 1.0
 
     def add(self, layer: int, router: Router, n_BTD: Tensor, counts_BT: Tensor) -> None:
         p_BTME = router._logits(n_BTD, router.weight).unflatten(-1, (-1, router.n_experts)).softmax(-1)
         key = (layer, router.name)
-        self.sums[key] = self.sums.get(key, 0.0) + (p_BTME * counts_BT[..., None, None]).sum(1)
+        both_BTMC = torch.cat([p_BTME, (p_BTME * p_BTME.log()).sum(-1, keepdim=True)], -1)
+        self.sums[key] = self.sums.get(key, 0.0) + (both_BTMC * (counts_BT * self.share_BT)[..., None, None]).sum(1)
 
     def regulariser(self, terms: dict[str, BalanceTerm]) -> Tensor:
-        total = torch.zeros(())
-        for (_, name), sum_BME in self.sums.items():
-            p_BME = sum_BME / sum_BME.sum(-1, keepdim=True)
-            total = total + terms[name].weight * (p_BME * p_BME.log()).sum(-1).mean(-1)
+        total = torch.zeros((), dtype=torch.float64)
+        for (_, name), sum_BMC in self.sums.items():
+            if name not in terms:
+                continue
+            mean_BMC = sum_BMC / sum_BMC[..., :-1].sum(-1, keepdim=True)
+            p_BME, of_a_token_BM = mean_BMC[..., :-1], mean_BMC[..., -1]
+            value_BM = (p_BME * p_BME.log()).sum(-1)
+            if isinstance(terms[name].balance, MIMBalance):  # H(e) + H(e|x), as the authors' code has it
+                value_BM = -value_BM - of_a_token_BM
+            total = total + terms[name].weight * value_BM.mean(-1)
         return total
 
 
@@ -101,6 +109,7 @@ def _stick_breaking(model: MoEUT, x: Tensor, where: Positions, found: Statistics
         h_of, alpha_of = [*h_of, x], [*alpha_of, alpha]
         never = torch.where(active, never * (1 - chance), 0.0)
         halted = sum(a[..., None] * h for a, h in zip(alpha_of, h_of, strict=True))
+        found.share_BT = never
         soft = partial(_soft, halted, never[..., None], s, active[..., None])
         x = _group(model, x, soft, where, active, before, found)
         s = soft(x)

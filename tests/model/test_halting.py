@@ -62,6 +62,9 @@ CASES = [
     ("accumulated", {}),
     ("accumulated", {"attention": SWITCHHEAD, "norm": "pre"}),
     ("basic", {"norm": "post", "depth": {"group": 1, "repeats": 5}}),
+    ("stick_breaking", {"feed_forward": {**SIGMA_MOE, "balance": {"kind": "mim", "mim": "released", "scope": "sequence"}}}),
+    ("stick_breaking", {"feed_forward": {**SIGMA_MOE, "balance": {"kind": "bias"}}}),
+    ("accumulated", {"feed_forward": {**SIGMA_MOE, "balance": {"kind": "bias"}}}),
 ]
 
 
@@ -72,7 +75,7 @@ def test_skipping_is_masking(name: str, changes: dict[str, Any]) -> None:
     expected, output = reference(model, tokens_BT), model(tokens_BT)
     assert relative(output.logits, expected.logits) <= 1e-12
     assert relative(output.ponder_B, expected.ponder_B) <= 1e-12
-    assert relative(output.balance_B, expected.balance_B) <= 1e-12
+    torch.testing.assert_close(output.balance_B, expected.balance_B.expand(3), rtol=1e-12, atol=1e-14)
     counts = [int(active.sum()) for active in expected.active]
     assert counts[0] == 27 and len(set(counts)) > 2 and counts[-1] < 27
     assert [visit.queries for visit in output.computed] == [count for count in counts for _ in model.layers]
