@@ -38,7 +38,7 @@ class PlainEngine:
 
     def step(self, lr: float) -> StepReport:
         """Clip, update, and let the parameters follow."""
-        gradients = [master.grad for master in self._masters.values() if master.grad is not None]
+        gradients = [_gradient(master) for master in self._masters.values()]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         skipped = not bool(torch.isfinite(norm))
         if not skipped:
@@ -83,6 +83,13 @@ def _master(parameter: nn.Parameter) -> Tensor:
     if parameter.dtype in (torch.float32, torch.float64):
         return parameter
     return parameter.detach().to(torch.float32, copy=True).requires_grad_()
+
+
+def _gradient(master: Tensor) -> Tensor:
+    """That of the step; zeros where nothing read the parameter, which is decayed like the others, as DeepSpeed does."""
+    if master.grad is None:
+        master.grad = torch.zeros_like(master)
+    return master.grad
 
 
 def _move_gradient_to(master: Tensor) -> Any:

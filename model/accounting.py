@@ -68,22 +68,22 @@ def parameters(config: ModelConfig) -> Parameters:
     feed_forward = [config.feed_forward_of(layer).parameters(d) for layer in range(config.depth.n_layers)]
     copies, mixing = _copies(config), _mixing_parameters(config.residual, d)
     depth, added = config.depth, _added_parameters(config)
-    outside = copies * vocabulary * d + vocabulary + 2 * d + config.halting.parameters(d)
+    outside = copies * vocabulary * d + vocabulary + 2 * d
     more = (depth.most_repeats - 1) * _separate_parameters(config) + depth.most_repeats * added
     layers = sum(attention + slot.stored + 4 * d for slot in feed_forward) + depth.group * more
     schedule = depth.schedule()
     by_layer = isinstance(config.residual, AltUpConfig) and config.residual.coefficients == "layer"
     sets = depth.n_layers if by_layer else depth.n_numbers()
-    added_in_all = depth.group * depth.repeats * added
+    every_visit = depth.group * depth.repeats * added + config.halting.gates(depth.repeats) * config.halting.parameters(d)
     return Parameters(
-        stored=layers + copies * vocabulary * d + outside + sets * mixing,
+        stored=layers + copies * vocabulary * d + outside + config.halting.parameters(d) + sets * mixing,
         layers=layers,
         unrolled=sum(attention + feed_forward[layer].stored + 4 * d + mixing for layer in schedule)
-        + added_in_all
+        + every_visit
         + copies * vocabulary * d
         + outside,
         active=sum(attention_active + feed_forward[layer].active + 4 * d + mixing for layer in schedule)
-        + added_in_all
+        + every_visit
         + copies * d
         + outside,
     )

@@ -1,4 +1,4 @@
-"""A small module with what an engine must handle: replicated weights, and experts visited twice and spread over ranks.
+"""A small module with what an engine must handle: replicated weights, experts visited twice and spread over ranks, and one that nobody reads.
 
 Shape suffixes: N rows, D width, E experts of this rank, G experts in all.
 """
@@ -29,6 +29,7 @@ class SmallModel(nn.Module):
         self.exchanges: list[Exchange] = []
         self.mix = nn.Linear(width, width)
         self.out = nn.Linear(width, width, bias=False)
+        self.unread = nn.Parameter(torch.full((width,), 0.5))  # gets no gradient: engines must still treat it alike
         bank_GDD = torch.randn(n_experts, width, width, generator=generator) * 0.3
         self.bank_EDD = nn.Parameter(bank_GDD[self.first : self.last].clone())
         with torch.no_grad():

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from tiny_models import KINDS, MOMHA, SIGMA_MOE, SWITCHHEAD, gradients, relative, tiny_config, tiny_model, tiny_tokens, worst
 from torch import Tensor
 
-from model.accounting import executed_macs, macs
+from model.accounting import executed_macs, macs, parameters
 from model.cache import KVCache
 from model.errors import ModelError
 from model.moeut import MoEUT
@@ -252,3 +252,11 @@ def test_the_official_library_does_not_halt() -> None:
 
     with pytest.raises(ModelError, match=r"halting\.kind is 'act'; the official library has none only"):
         to_official_config(tiny_config(halting=ACT))
+
+
+@pytest.mark.parametrize(("halting", "gates"), [(STICK, 4), (ACT, 5)])
+def test_a_gate_is_stored_once_and_met_before_every_repeat_that_asks_it(halting: dict[str, Any], gates: int) -> None:
+    with_gates, without = (parameters(tiny_config(depth={"group": 2, "repeats": 5}, halting=kind)) for kind in (halting, {"kind": "none"}))
+    one = with_gates.stored - without.stored
+    assert one == sum(parameter.numel() for parameter in halting_model(halting).halting.parameters())
+    assert (with_gates.unrolled - without.unrolled, with_gates.active - without.active) == (gates * one, gates * one)
