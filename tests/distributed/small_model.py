@@ -1,4 +1,4 @@
-"""A small module with what an engine must handle: replicated weights, experts visited twice and spread over ranks, and one that nobody reads.
+"""A small module with what an engine must handle: replicated weights, experts visited twice and spread over ranks, one nobody reads.
 
 Shape suffixes: N rows, D width, E experts of this rank, G experts in all.
 """
