@@ -20,6 +20,9 @@ from model.batch_norm import BatchNorm
 from model.norm import LayerNorm
 from model.router import Record, recorded
 
+MOST_SCORES = 2**27
+"""Of one half at a time: half a gibibyte in float32."""
+
 
 class Winners(NamedTuple):
     """The slots that every head of a token picked, int64, and their scores, in float32 at least, differentiable."""
@@ -75,11 +78,18 @@ class ProductKeys(nn.Module):
         one_TQc, two_TQc = query_TQD.split(self.widths, dim=-1)
         slot_THK = recorded(record, self.name, (query_TQD.shape[0], self.heads, self.top_k))
         if slot_THK is None:
-            with torch.no_grad():
-                slot_THK = best_slots(self._all_scores(one_TQc, self.first), self._all_scores(two_TQc, self.second), self.top_k)
-            record[self.name] = slot_THK
+            slot_THK = record[self.name] = self._choose(one_TQc, two_TQc)
         one = self._scores(one_TQc, self.first, slot_THK // self.n_keys)
         return Winners(slot_THK, one + self._scores(two_TQc, self.second, slot_THK % self.n_keys))
+
+    @torch.no_grad()
+    def _choose(self, one_TQc: Tensor, two_TQc: Tensor) -> Tensor:
+        """[T, H, K], of some tokens after others where scores of all at once would fill the memory."""
+        most = max(1, MOST_SCORES // (self.heads * self.n_keys))
+        halves = zip(one_TQc.split(most), two_TQc.split(most), strict=True)
+        return torch.cat(
+            [best_slots(self._all_scores(one, self.first), self._all_scores(two, self.second), self.top_k) for one, two in halves]
+        )
 
     def _all_scores(self, query_TQc: Tensor, key_Fc: Tensor) -> Tensor:
         """Of one half, every head with every sub-key of its set: [T, H, n], float32 at least, for equal choices in any layout."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from model import product_keys
 from model.errors import ModelError
 from model.initialise import Normal, draw
 from model.product_keys import ProductKeys, _rank_pairs, best_slots
@@ -63,6 +64,19 @@ def test_winners_are_those_of_whole_keys(queries: int, sets: int, d_query: int) 
         torch.autograd.grad(winners.score_THK, inputs, d_score), torch.autograd.grad(score, inputs, d_score), strict=True
     ):
         assert torch.allclose(actual, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("most", "largest"), [(1, 1), (25, 2), (10**6, 7)])
+def test_scores_of_some_tokens_at_a_time_choose_the_same(most: int, largest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = _drawn_keys(2, 2, 5, 3, 6)
+    for tokens in (7, 0):
+        query, seen = torch.randn(tokens, 2, 6, dtype=torch.float64), list[int]()
+        whole = keys(query, {}).slot_THK
+        monkeypatch.setattr(product_keys, "MOST_SCORES", most)
+        monkeypatch.setattr(product_keys, "best_slots", lambda one, *rest, seen=seen: (seen.append(len(one)), best_slots(one, *rest))[1])
+        assert torch.equal(keys(query, {}).slot_THK, whole)
+        assert max(seen) == min(largest, tokens)
+        monkeypatch.undo()
 
 
 def test_recorded_slots_are_obeyed() -> None:
