@@ -13,6 +13,7 @@ from rich.text import Text
 from cluster.events import FAILURES, RunEvent, read_events, restarts
 from distributed.figures import perplexity
 from distributed.run_folder import RunFolder
+from distributed.scored_windows import windows_words
 from distributed.summary import read_summary
 
 _BAR_WIDTH = 24
@@ -68,8 +69,8 @@ def verdict(figures: dict[str, Any]) -> Text:
 
 
 def losses(figures: dict[str, Any]) -> Table:
-    """Held-out loss of the model and of both baselines."""
-    table = _table("Loss", "", "nats a token", "perplexity", "model's gap")
+    """Held-out loss of the model and of both baselines, over the same windows."""
+    table = _table(f"Loss (held-out: {windows_words(figures['windows'])})", "", "nats a token", "perplexity", "model's gap")
     rows = [("unigram model, held-out", figures["unigram"]), ("bigram model, held-out", figures["bigram"])]
     for name, nats in rows:
         if nats is not None:

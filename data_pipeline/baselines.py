@@ -5,8 +5,10 @@ bigram   interpolated Kneser-Ney (Kneser and Ney 1995; Chen and Goodman 1999, se
          D = n1 / (n1 + 2 n2) at both levels: p(w|v) = max(c(vw) - D, 0) / c(v) + D N(v.) / c(v) * q(w), where q(w) follows the
          number of distinct words before w, discounted likewise towards 1 / V.
 
-Both are estimated on every predicted token of the train split and scored on every predicted token of the held-out split,
-tails included: the tokens the model predicts. Legend: P distinct pairs, N predicted tokens, V vocabulary.
+Both are estimated on every predicted token of the train split, of all sources, and scored on the held-out windows that a model is
+scored on: the first so many of every source, every predicted token, tails included.
+
+Legend: P distinct pairs, N predicted tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -26,10 +28,13 @@ CACHE = "baselines.json"
 _WINDOWS = 4096
 
 
-def ngram_losses(folder: Path, source: str | None = None) -> dict[str, float]:
-    """`{"unigram": nats, "bigram": nats}` a token on the held-out split, of all sources or of one.
+def ngram_losses(folder: Path, max_windows: int | None = None) -> dict[str, dict[str, float]]:
+    """`{"unigram": nats, "bigram": nats}` a token by source, over its first `max_windows` held-out windows (None: all).
 
-    The counts are of the train splits of all sources. Results are kept in the folder, keyed by the set's digest.
+    Results are kept in the folder, keyed by the set's digest and the number of windows.
+
+    Raises:
+        DataError: a shard that is counted or scored is damaged or missing.
     """
     manifest = load_manifest(folder)
     cache = folder / CACHE
@@ -37,13 +42,17 @@ def ngram_losses(folder: Path, source: str | None = None) -> dict[str, float]:
         known = json.loads(cache.read_text())
     except (OSError, ValueError):
         known = {}
-    key = f"{manifest.digest}/{source or ''}"
+    key = f"{manifest.digest}/{'all' if max_windows is None else f'first {max_windows}'} windows of a source"
     if key not in known:
         counts = count_pairs(Windows(folder, "train"))
-        pairs = [np.concatenate(block) for block in zip(*_pairs(Windows(folder, "held_out", source)), strict=True)]
-        known = {**known, key: {"unigram": unigram_loss(counts, pairs[1]), "bigram": bigram_loss(counts, pairs[0], pairs[1])}}
+        known = {**known, key: {source: _losses(counts, Windows(folder, "held_out", source), max_windows) for source in manifest.sources}}
         write_text(cache, json.dumps(known, indent=1))
     return dict(known[key])
+
+
+def _losses(counts: PairCounts, windows: Windows, max_windows: int | None) -> dict[str, float]:
+    before_N, predicted_N = (np.concatenate(blocks) for blocks in zip(*_pairs(windows, windows.ids[:max_windows]), strict=True))
+    return {"unigram": unigram_loss(counts, predicted_N), "bigram": bigram_loss(counts, before_N, predicted_N)}
 
 
 @dataclass(frozen=True)
@@ -58,16 +67,15 @@ class PairCounts:
 def count_pairs(windows: Windows) -> PairCounts:
     """Count every (token before, predicted token) of all windows."""
     codes_P, counts_P = np.empty(0, np.int64), np.empty(0, np.int64)
-    for before, predicted in _pairs(windows):
+    for before, predicted in _pairs(windows, windows.ids):
         codes, counts = np.unique(before * windows.vocab_size + predicted, return_counts=True)
         codes_P, inverse = np.unique(np.concatenate([codes_P, codes]), return_inverse=True)
         counts_P = np.bincount(inverse, np.concatenate([counts_P, counts])).astype(np.int64)
     return PairCounts(windows.vocab_size, codes_P, counts_P)
 
 
-def _pairs(windows: Windows) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _pairs(windows: Windows, ids: range) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(tokens before, predicted tokens), int64 [N] each, a few thousand windows at a time."""
-    ids = windows.ids
     for start in range(0, len(ids), _WINDOWS):
         rows = windows.read_ragged(ids[start : start + _WINDOWS])
         yield np.concatenate([row[:-1] for row in rows]), np.concatenate([row[1:] for row in rows])

@@ -113,7 +113,7 @@ class CheckpointConfig(Strict):
 
 
 class ValidationConfig(Strict):
-    """Held-out loss every `every` steps over `windows` windows a source (None: all of them)."""
+    """Held-out loss every `every` steps over the first `windows` windows of every source (None: all of them)."""
 
     every: int = Field(default=100, ge=1)
     windows: int | None = Field(default=None, ge=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline.files import write_text
@@ -12,8 +13,10 @@ from distributed.goodput import Ledger, account
 from distributed.json_lines import read_lines
 from distributed.recipe import Recipe
 from distributed.run_folder import RunFolder
+from distributed.scored_windows import scored_windows
 
 if TYPE_CHECKING:
+    from data_pipeline.manifest import Manifest
     from distributed.metrics import Metrics
 
 
@@ -21,7 +24,8 @@ def build_summary(
     run: RunFolder,
     recipe: Recipe,
     metrics: Metrics,
-    baselines: dict[str, float],
+    manifest: Manifest,
+    baselines: dict[str, dict[str, float]],
     held_out: dict[str, float],
     *,
     step: int,
@@ -31,21 +35,21 @@ def build_summary(
     """Gather the end of a run and write it to summary.json (call on rank 0, after the last `metrics.log`).
 
     Args:
-        baselines: held-out nats a token of the `unigram` and `bigram` models estimated on the train shards.
+        manifest: of the corpus.
+        baselines: by source, nats a token of the `unigram` and `bigram` models over the windows that `held_out` was scored over.
         held_out: the model's held-out nats a token, by source.
         step: steps done.
         checkpoint: name of the newest checkpoint kept.
         parameters: stored parameters of the model.
 
     Returns:
-        The figures as written. With one source, `below_unigram` and `above_bigram` compare its loss with the baselines
-        (positive `below_unigram` is good; negative `above_bigram` means better than the bigram model); with several,
-        the comparison is with the mean over sources, which the baselines do not distinguish.
+        The figures as written. Losses of model and baselines are means over sources; positive `below_unigram` is good, negative
+        `above_bigram` means better than the bigram model.
     """
     lines = run_lines(run)
     last = metrics.figures or next((line for line in reversed(lines) if "loss" in line), {})  # the run may have died after its last step
     over_run = whole_run(lines)
-    loss = sum(held_out.values()) / len(held_out) if held_out else None
+    loss = mean(held_out.values()) if held_out else None
     summary = {
         "run": run.name,
         "state": "finished" if step >= recipe.train.steps else "stopped",
@@ -55,11 +59,13 @@ def build_summary(
         "expert_parallel": recipe.expert_parallel.size,
         "parameters": parameters,
         "tokens_seen": step * recipe.train.global_batch * recipe.data.seq_len,
+        "corpus": manifest.digest,
         "losses": {
             "train": last.get("loss"),
             "held_out": loss,
             "held_out_perplexity": None if loss is None else perplexity(loss),
             "by_source": held_out,
+            "windows": scored_windows(manifest.windows("held_out"), recipe.validation.windows),
             **compare(loss, baselines),
         },
         "speed": {name: over_run.get(name) for name in ("tokens_per_second", "step_seconds", "model_flop_use")},
@@ -88,9 +94,10 @@ def run_lines(run: RunFolder) -> list[dict[str, Any]]:
     return read_lines(run.metrics_path)
 
 
-def compare(loss: float | None, baselines: dict[str, float]) -> dict[str, float | None]:
-    """The held-out loss beside the baselines, nats a token."""
-    unigram, bigram = baselines.get("unigram"), baselines.get("bigram")
+def compare(loss: float | None, baselines: dict[str, dict[str, float]]) -> dict[str, float | None]:
+    """The held-out loss beside the baselines, nats a token; all are means over sources."""
+    sources = baselines.values()
+    unigram, bigram = (mean(source[name] for source in sources) if sources else None for name in ("unigram", "bigram"))
     return {
         "unigram": unigram,
         "bigram": bigram,

@@ -247,10 +247,10 @@ class Trainer:
             epoch_of=lambda step: step / self.order.steps_per_epoch,
         )
 
-    def _baselines(self) -> dict[str, float]:
-        """Held-out nats of the unigram and bigram models; none where their counts would need windows that are damaged."""
+    def _baselines(self) -> dict[str, dict[str, float]]:
+        """Nats of the unigram and bigram models over the windows of `_validate`, by source; none where they need damaged windows."""
         try:
-            return ngram_losses(self.data_folder)
+            return ngram_losses(self.data_folder, self.recipe.validation.windows)
         except DataError as fault:
             if self.recipe.data.on_damage == "stop":
                 raise
@@ -264,6 +264,7 @@ class Trainer:
                 self.run,
                 self.recipe,
                 self.metrics,
+                self.manifest,
                 self._baselines(),
                 self.held_out,
                 step=self.step,

@@ -11,7 +11,7 @@ from cluster.comparison.entries import Comparison, read_comparison
 from cluster.comparison.matching import Cost, Measure, check_matched, cost_of
 from cluster.comparison.progress import ProgressLine
 from cluster.comparison.report import Report
-from cluster.comparison.results import RecipeResult, gather
+from cluster.comparison.results import RecipeResult, check_records, gather
 from cluster.comparison.runners import open_runner, ray_installed
 from cluster.comparison.schedule import StopRequest, is_finished, train_all
 from cluster.comparison.terms import check_begun, check_changes, check_equal_terms
@@ -52,9 +52,10 @@ def carry_out(request: Request, command: str, console: Console) -> int:
     costs = {label: cost_of(recipe) for label, recipe in comparison.recipes.items()}
     console.print(cost_table(costs))
     if request.tolerance is not None:
-        check_matched(costs, request.measure, request.tolerance)
+        check_matched(costs, comparison.paths, request.measure, request.tolerance)
     for entry in comparison.entries:
         check_begun(entry)
+        check_records(entry)
     local = request.local or not ray_installed()
     with RunLock(RunFolder(comparison.folder), REFUSAL):
         ensure_corpus(comparison.entries[0].recipe, console, use_ray=not local)
@@ -73,7 +74,7 @@ def cost_table(costs: dict[str, Cost]) -> Table:
     """Parameters and multiply-accumulates a token of every recipe."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("recipe")
-    for name in ("parameters", "active", "MACs a token"):
+    for name in ("parameters", "active, every visit", "MACs a token"):
         table.add_column(name, justify="right")
     for label, cost in costs.items():
         table.add_row(label, f"{cost.parameters:,}", f"{cost.active:,}", f"{cost.macs_per_token:,.0f}")

@@ -27,12 +27,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A comparison's name, its recipes by label as they were read, and all of its runs: seed by seed, so that the first
-    seeds of all recipes are there before the second of one.
+    """A comparison's name, its recipes by label as they were read, the files they were read from, and all of its runs: seed by
+    seed, so that the first seeds of all recipes are there before the second of one.
     """
 
     name: str
     recipes: dict[str, Recipe]
+    paths: dict[str, Path]
     entries: list[Entry]
 
     @property
@@ -76,7 +77,8 @@ def read_comparison(words: list[str], n_seeds: int, name: str | None = None) -> 
     name = name or default_name(paths)
     folder = comparison_folder(name)
     seeds = range(1, n_seeds + 1)
-    return Comparison(name, recipes, [entry(folder, recipe, seed) for seed in seeds for recipe in recipes.values()])
+    entries = [entry(folder, recipe, seed) for seed in seeds for recipe in recipes.values()]
+    return Comparison(name, recipes, dict(zip(recipes, paths, strict=True)), entries)
 
 
 def default_name(paths: list[Path]) -> str:

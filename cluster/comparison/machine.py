@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
+
+from cluster.recipes import CODE_ROOT
 
 
 def describe_machine(at_once: int) -> dict[str, Any]:
@@ -20,6 +23,7 @@ def describe_machine(at_once: int) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
         "threads": torch.get_num_threads(),
         "runs_at_once": at_once,
+        "mootron": tomllib.loads((CODE_ROOT / "pyproject.toml").read_text())["project"]["version"],
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
@@ -39,5 +43,6 @@ def machine_words(machine: dict[str, Any]) -> str:
     """One line of it."""
     device = "" if machine["device"] == "CPU" else f"{machine['device']}, "
     share = f"{machine['runs_at_once']} run{'s' if machine['runs_at_once'] > 1 else ''} at once, {machine['threads']} thread each"
-    versions = f"Python {machine['python']}, torch {machine['torch']}"
+    # Without Mootron's own: noted by an older version, of a run that goes on with this one.
+    versions = ", ".join(f"{name} {machine[name.lower()]}" for name in ("Mootron", "Python", "torch") if name.lower() in machine)
     return f"{device}{machine['processor']}, {machine['cores']} cores, {share}; {versions}; {machine['date']}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from cluster.errors import ClusterError
@@ -32,17 +34,19 @@ def cost_of(recipe: Recipe) -> Cost:
     return Cost(counts.stored, counts.active, macs_per_token(recipe.model, recipe.data.seq_len))
 
 
-def check_matched(costs: dict[str, Cost], measure: Measure, tolerance: float) -> None:
-    """No recipe is more than `tolerance` (a share) above the smallest.
+def check_matched(costs: dict[str, Cost], paths: dict[str, Path], measure: Measure, tolerance: float) -> None:
+    """No recipe is more than `tolerance` (a share) above the smallest. `costs`, and `paths` of the files, by label.
 
     Raises:
-        ClusterError: one is; the message names the two furthest apart.
+        ClusterError: one is; the message names the two furthest apart, and the command that matches them.
     """
     by_size = sorted(costs, key=lambda label: costs[label].measured(measure))
     smallest, largest = by_size[0], by_size[-1]
     low, high = costs[smallest].measured(measure), costs[largest].measured(measure)
     if high > low * (1.0 + tolerance):
+        mend = shlex.join(["./launch.sh", "match", str(paths[largest]), "--to", str(paths[smallest]), "--by", measure])
         raise ClusterError(
             f"recipe '{largest}' has {high:,.0f} {NAMES[measure]}, {high / low - 1.0:.1%} above '{smallest}' ({low:,.0f}), "
-            f"but the comparison is matched by {measure} to {tolerance:.1%}; change its sizes, or allow it with --unmatched"
+            f"but the comparison is matched by {measure} to {tolerance:.1%}; "
+            f"make a recipe that is ({mend}), or allow it with --unmatched"
         )

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import mean
-from typing import Literal
 
+from cluster.comparison.pairs import differences
 from cluster.comparison.results import RecipeResult
-
-Verdict = Literal["agrees", "disagrees", "seeds differ"]
 
 
 @dataclass(frozen=True)
@@ -46,28 +44,28 @@ PUBLISHED = (
 
 @dataclass(frozen=True)
 class Finding:
-    """`gap`: nats a token by which `worse` is above `better` here, mean over `seeds` of them."""
+    """`gaps`: nats a token by which `worse` is above `better` here, one a seed."""
 
     ordering: Ordering
-    gap: float
-    seeds: int
-    verdict: Verdict
+    gaps: list[float]
+
+    @property
+    def gap(self) -> float:
+        """Mean over seeds."""
+        return mean(self.gaps)
+
+    @property
+    def verdict(self) -> str:
+        """What each seed says by itself: no test of significance."""
+        n, agree, disagree = len(self.gaps), sum(gap > 0.0 for gap in self.gaps), sum(gap < 0.0 for gap in self.gaps)
+        if n in (agree, disagree):
+            return f"{n} of {n} seeds {'agree' if agree else 'disagree'}"
+        return f"seeds differ ({agree} of {n} agree)"
 
 
 def findings(results: list[RecipeResult]) -> list[Finding]:
     """Every published ordering of two recipes that have finished runs of the same seeds here; a run that diverged decides nothing."""
-    nats = {result.label: {run.seed: run.held_out for run in result.finished if run.held_out is not None} for result in results}
-    found = []
-    for ordering in PUBLISHED:
-        better, worse = nats.get(ordering.better, {}), nats.get(ordering.worse, {})
-        gaps = [worse[seed] - better[seed] for seed in better if seed in worse]
-        if gaps:
-            found.append(Finding(ordering, mean(gaps), len(gaps), verdict(gaps)))
-    return found
-
-
-def verdict(gaps: list[float]) -> Verdict:
-    """Runs of one seed took the same samples, so each seed is a comparison of its own; they must all say the same."""
-    if min(gaps) > 0.0:
-        return "agrees"
-    return "disagrees" if max(gaps) < 0.0 else "seeds differ"
+    by_label = {result.label: result for result in results}
+    here = [ordering for ordering in PUBLISHED if ordering.better in by_label and ordering.worse in by_label]
+    found = [Finding(ordering, differences(by_label[ordering.worse], by_label[ordering.better])) for ordering in here]
+    return [finding for finding in found if finding.gaps]

@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
         write_text(run.path / MACHINE_FILE, json.dumps(describe_machine(args.at_once)))
         train(run.recipe(), run, resume=True)
     except Exception as fault:
-        run.change_state("failed", error=f"{type(fault).__name__}: {fault}")
+        run.change_state("failed", reason=f"{type(fault).__name__}: {fault}")
         raise
     return DONE
 

@@ -8,14 +8,14 @@ from html import escape
 from pathlib import Path
 
 from cluster.comparison.curves import Band, over_figure, over_steps
-from cluster.comparison.machine import machine_words
+from cluster.comparison.facts import facts
 from cluster.comparison.matching import Measure
 from cluster.comparison.results import RecipeResult, RunResult
 from cluster.comparison.svg import STYLE, line_plot
-from cluster.comparison.tables import Table, tables
+from cluster.comparison.table import Table
+from cluster.comparison.tables import tables
 from cluster.markdown import table as markdown_table
 from data_pipeline.files import write_text
-from distributed.recipe import Recipe
 
 PAGE_STYLE = (
     ":root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-serif;max-width:1400px;margin:2em auto;padding:0 1em;"
@@ -44,44 +44,20 @@ class Report:
             write_text(path, text)
         return list(written)
 
-    def _facts(self) -> list[str]:
-        """Command, terms and machines, a line each."""
-        recipe = self.results[0].recipe
-        seeds = sorted({run.seed for result in self.results for run in result.runs})
-        machines = sorted({machine_words(run.machine) for result in self.results for run in result.runs if run.machine})
-        return [f"Command: `{self.command}`", *terms_words(recipe, seeds), *(f"Machine: {words}" for words in machines)]
-
     def _markdown(self, made: list[Table]) -> str:
-        parts = [f"# Comparison {self.name}", "\n".join(f"- {fact}" for fact in self._facts())]
+        parts = [f"# Comparison {self.name}", "\n".join(f"- {fact}" for fact in facts(self.command, self.results))]
         for one in made:
             rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in one.rows]
             parts += [f"## {one.title}", one.words, markdown_table(one.header, rows, one.text)]
         return "\n\n".join([*parts, "Curves are in report.html.\n"])
 
     def _page(self, made: list[Table]) -> str:
-        facts = "".join(f"<li>{_inline_code(fact)}</li>" for fact in self._facts())
+        listed = "".join(f"<li>{_inline_code(fact)}</li>" for fact in facts(self.command, self.results))
         head = f"<meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>{escape(self.name)}</title>"
         outcome, *others = [_html_table(one) for one in made]
         figures = "".join(f"<figure>{plot}</figure>" for plot in plots(self.results))
-        body = [f"<h1>Comparison {escape(self.name)}</h1><ul>{facts}</ul>", outcome, f"<div class='plots'>{figures}</div>", *others]
+        body = [f"<h1>Comparison {escape(self.name)}</h1><ul>{listed}</ul>", outcome, f"<div class='plots'>{figures}</div>", *others]
         return f"<!doctype html><html lang='en'><head>{head}<style>{PAGE_STYLE}{STYLE}</style></head><body>{''.join(body)}</body></html>\n"
-
-
-def terms_words(recipe: Recipe, seeds: list[int]) -> list[str]:
-    """What all recipes have alike."""
-    train, data = recipe.train, recipe.data
-    sources = [f"{one.name} ({one.kind}" + (f", {one.max_megabytes:g} MB)" if one.max_megabytes else ")") for one in data.sources]
-    varied = {
-        "shuffled": "initial weights, dropout and sample order",
-        "streams": "initial weights and dropout; streams have one sample order",
-    }[data.order]
-    tokens = f"{train.steps * train.global_batch * data.seq_len:,} tokens"
-    vocabulary = f"vocabulary {recipe.model.vocab_size:,} ({data.tokenizer.kind})"
-    return [
-        f"Data: {', '.join(sources)}; {vocabulary}, windows of {data.seq_len} tokens",
-        f"Training: {train.steps:,} steps of {train.global_batch} windows, {tokens}, precision {train.precision}, one process a run",
-        f"Seeds: {', '.join(map(str, seeds))} ({varied}; equal over the recipes)",
-    ]
 
 
 def plots(results: list[RecipeResult]) -> list[str]:

@@ -12,6 +12,8 @@ from cluster.comparison.curves import RunCurves, read_curves
 from cluster.comparison.entries import Comparison, Entry
 from cluster.comparison.matching import Cost, cost_of
 from cluster.comparison.piece import MACHINE_FILE
+from cluster.comparison.schedule import is_finished
+from cluster.errors import ClusterError
 from distributed.recipe import Recipe
 from distributed.run_folder import RunFolder
 from distributed.summary import read_summary, run_lines
@@ -50,6 +52,11 @@ class RecipeResult:
         return [run for run in self.runs if run.finished]
 
     @property
+    def nats_by_seed(self) -> dict[int, float]:
+        """Held-out nats a token of the finished runs that did not diverge."""
+        return {run.seed: run.held_out for run in self.finished if run.held_out is not None}
+
+    @property
     def tokens_per_step(self) -> int:
         return self.recipe.train.global_batch * self.recipe.data.seq_len
 
@@ -78,9 +85,27 @@ def gather(comparison: Comparison) -> list[RecipeResult]:
     ]
 
 
+def check_records(entry: Entry) -> None:
+    """What a run has written so far is all that a report needs.
+
+    Raises:
+        ClusterError: a version of Mootron that noted less has trained it.
+    """
+    steps = [line for line in run_lines(entry.run) if line.get("interval_steps")]
+    if any("flops" not in line for line in steps):
+        missing = "the multiply-accumulates of its steps"
+    elif is_finished(entry) and "windows" not in read_summary(entry.run)["losses"]:
+        missing = "which held-out windows its baselines were scored over"
+    else:
+        return
+    raise ClusterError(
+        f"run {entry.run.full_name} was trained by an older version, which did not note {missing}; "
+        f"train it again: choose another --name, or remove {entry.run.path}"
+    )
+
+
 def _read(entry: Entry) -> RunResult:
-    state = entry.run.read_state()
-    finished = state["state"] == "finished"
+    state, finished = entry.run.read_state(), is_finished(entry)
     return RunResult(
         entry.seed,
         finished,
@@ -93,7 +118,7 @@ def _read(entry: Entry) -> RunResult:
 
 def _trouble(entry: Entry, state: dict[str, Any]) -> str:
     if state["state"] == "failed":
-        return f"failed: {state.get('error') or state.get('reason')}"
+        return f"failed: {state.get('reason', 'no reason was noted; its log may tell')}"
     if not entry.run.recipe_path.exists():
         return "not begun"
     return f"{state['state']} at step {state.get('step') or 0} of {entry.recipe.train.steps}"

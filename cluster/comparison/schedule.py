@@ -84,9 +84,9 @@ def prepare_run(entry: Entry) -> None:
 def note_failure(entry: Entry, code: int) -> None:
     """A process that ended without a word (killed, or out of memory) failed too."""
     entry.run.stop_path.unlink(missing_ok=True)
-    if code != 0 and entry.run.read_state()["state"] != "failed":
+    if code != 0 and not entry.run.read_state().get("reason"):
         words = last_lines(rank_log(entry.run, 0), 1)
-        entry.run.change_state("failed", error=f"its process ended with code {code}{': ' + words[0] if words else ''}")
+        entry.run.change_state("failed", reason=f"its process ended with code {code}{': ' + words[0] if words else ''}")
 
 
 def is_finished(entry: Entry) -> bool:

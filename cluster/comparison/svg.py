@@ -13,7 +13,7 @@ from html import escape
 from cluster.comparison.curves import Band
 
 WIDTH, HEIGHT = 720, 420
-LEFT, RIGHT, TOP, BOTTOM = 62, 170, 40, 52
+LEFT, RIGHT, TOP, BOTTOM = 62, 190, 40, 52
 LINE_HEIGHT = 20
 
 # Eight hues told apart by readers with colour-blindness too (Okabe and Ito 2008, black replaced), lighter on a dark page.
@@ -50,7 +50,7 @@ class Axis:
 
 
 def line_plot(title: str, x_label: str, y_label: str, curves: dict[str, Band], log_x: bool = False) -> str:
-    """One plot, an `<svg>` element; curves without a point are left out of it and of its legend.
+    """One plot, an `<svg>` element; curves without a point are left out of it and of its legend, which has each curve's last mean.
 
     Args:
         curves: by the name in the legend. Colours follow the order given, so plots of the same names agree.
@@ -78,7 +78,7 @@ def line_plot(title: str, x_label: str, y_label: str, curves: dict[str, Band], l
     ]
     for number, band in numbered.values():
         parts.append(_curve(number, band, at_x, at_y))
-    parts += [_legend_line(place, number, name) for place, (name, (number, _)) in enumerate(numbered.items())]
+    parts += [_legend_line(place, number, name, band.mean[-1]) for place, (name, (number, band)) in enumerate(numbered.items())]
     return "".join([*parts, "</svg>"])
 
 
@@ -106,10 +106,10 @@ def _curve(number: int, band: Band, at_x: Callable[[float], float], at_y: Callab
     return f'<g class="{_colour(number)}">{area}<path class="line"{_dash(number)} d="M{"L".join(middle)}"/></g>'
 
 
-def _legend_line(place: int, number: int, name: str) -> str:
+def _legend_line(place: int, number: int, name: str, last: float) -> str:
     x, y = WIDTH - RIGHT + 14, TOP + 8 + LINE_HEIGHT * place
     line = f'<path class="line"{_dash(number)} d="M{x} {y}h24"/>'
-    return f'<g class="{_colour(number)}">{line}<text x="{x + 30}" y="{y + 4}">{escape(name)}</text></g>'
+    return f'<g class="{_colour(number)}">{line}<text x="{x + 30}" y="{y + 4}">{escape(name)} {tick_text(last)}</text></g>'
 
 
 def _colour(number: int) -> str:

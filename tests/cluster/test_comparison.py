@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from cluster.comparison.terms import check_begun, check_equal_terms
 from cluster.errors import ClusterError
 from cluster.recipes import CONFIGS
 from cluster.run_lock import RunLock
+from cluster.run_status import status_of
 from distributed.errors import RunError
 from distributed.persistence import storage_of
+from distributed.recipe_file import load_recipe
 from distributed.run_folder import RunFolder
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "distributed"))
@@ -79,7 +82,7 @@ REFUSED = [
     ({}, ["cluster.workers=2"], "a comparison sets cluster.workers itself: every run has one worker"),
     ({}, ["train.engine=deepspeed"], "a comparison sets train.engine itself: every run has the plain engine"),
     ({}, ["--name", "a/b"], "--name 'a/b' must be a plain name"),
-    ({}, ["--tolerance", "0.0001"], "but the comparison is matched by params to 0.0%; change its sizes, or allow it with --unmatched"),
+    ({}, ["--tolerance", "0.0001"], "but the comparison is matched by params to 0.0%; make a recipe that is (./launch.sh match "),
     ({}, ["--matched", "macs"], "multiply-accumulates a token"),
     ({}, ["--seeds", "0"], "--seeds is 0"),
     ({}, ["--minutes", "0"], "--minutes is 0"),
@@ -94,6 +97,19 @@ def test_what_is_not_equal_or_not_matched_is_refused_before_anything_begins(
     assert main(["compare", *two_recipes(home, **parts), *words, "--local"]) == 2
     assert message in capsys.readouterr().err
     assert not list((home / "runs").rglob("recipe.yaml"))
+
+
+@pytest.mark.parametrize("measure", ["params", "macs"])
+def test_the_command_that_a_refusal_names_matches_the_recipes(measure: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [str(write_recipe(home, "moeut", {"d_model": 64})), str(write_recipe(home, "dense", DENSE))]
+    assert main(["compare", *words, "--seeds", "1", "--local", "--matched", measure]) == 2
+    told = capsys.readouterr().err
+    program, *command = shlex.split(told[told.index("(./launch.sh match") + 1 : told.index("), or allow it with --unmatched")])
+    assert (program, command[0], command[-2:]) == ("./launch.sh", "match", ["--by", measure])
+    matched = home / "set" / "matched.yaml"
+    assert main([*command, "--out", str(matched)]) == 0
+    smallest, recipe = load_recipe(Path(command[3])), load_recipe(matched)
+    assert cost_of(recipe).measured(measure) == pytest.approx(cost_of(smallest).measured(measure), rel=0.02)
 
 
 def test_how_a_loader_reads_is_free(home: Path) -> None:
@@ -144,9 +160,10 @@ def test_a_run_that_began_with_another_recipe_is_refused(home: Path) -> None:
 
 @pytest.mark.parametrize("folder", ["small", "groups", "norms", "gpu"])
 def test_shipped_comparisons_are_equal_and_matched(folder: str) -> None:
-    recipes = read_comparison([str(CONFIGS / "compare" / folder)], 1).recipes
+    comparison = read_comparison([str(CONFIGS / "compare" / folder)], 1)
+    recipes = comparison.recipes
     check_equal_terms(recipes)
-    check_matched({label: cost_of(recipe) for label, recipe in recipes.items()}, "params", 0.02)
+    check_matched({label: cost_of(recipe) for label, recipe in recipes.items()}, comparison.paths, "params", 0.02)
     assert len({recipe.model.depth.n_visits for recipe in recipes.values()}) == 1
 
 
@@ -209,7 +226,7 @@ def test_a_failed_run_does_not_end_the_others_and_is_tried_again(comparison: Com
     train_all(comparison.entries, runner, never, never.show)
     assert runner.started == ["moeut-s1", "dense-s1", "moeut-s2", "dense-s2"] and runner.most == 2
     assert states(comparison.entries) == {"moeut-s1": "finished", "dense-s1": "failed", "moeut-s2": "finished", "dense-s2": "finished"}
-    assert "ended with code 1" in comparison.entries[1].run.read_state()["error"]
+    assert "ended with code 1" in (status_of(comparison.entries[1].run).reason or "")
     again = FakeRunner({})
     train_all(comparison.entries, again, never, never.show)
     assert again.started == ["dense-s1"]

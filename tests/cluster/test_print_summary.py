@@ -28,6 +28,7 @@ SUMMARY: dict[str, Any] = {
         "held_out": 4.5,
         "held_out_perplexity": 90.0,
         "by_source": {"python": 4.5},
+        "windows": {"python": {"scored": 128, "held_out": 499}},
         "unigram": 6.5,
         "bigram": 4.125,
         "below_unigram": 2.0,
@@ -71,6 +72,7 @@ def test_a_page_for_a_pipe_has_no_colour_codes(tmp_path: Path) -> None:
     "words",
     [
         "Run quickstart finished at step 200 of 200",
+        "Loss (held-out: first 128 of 499 windows)",
         "6,123,456 parameters, 2 workers",
         "4,321",
         "21.3%",
@@ -103,7 +105,7 @@ def test_a_run_without_experts_or_figures_still_has_a_page(tmp_path: Path) -> No
     nothing = dict.fromkeys(("train", "held_out", "held_out_perplexity", "unigram", "bigram", "below_unigram", "above_bigram"))
     text = render(
         tmp_path,
-        losses={**nothing, "by_source": {}},
+        losses={**nothing, "by_source": {}, "windows": SUMMARY["losses"]["windows"]},
         speed=dict.fromkeys(SUMMARY["speed"]),
         parts={},
         load={},

@@ -42,14 +42,15 @@ class KneserNey:
         return max(following.get(word, 0) - upper, 0) / total + upper * len(following) / total * below
 
 
-def pairs_of(folder: Path, split: str) -> list[tuple[int, int]]:
-    windows = Windows(folder, split)  # type: ignore[arg-type]
-    return [(int(a), int(b)) for row in windows.read_ragged(windows.ids) for a, b in pairwise(row)]
+def pairs_of(windows: Windows, n_windows: int | None = None) -> list[tuple[int, int]]:
+    return [(int(a), int(b)) for row in windows.read_ragged(windows.ids[:n_windows]) for a, b in pairwise(row)]
 
 
-def test_losses_on_a_prepared_set(two_sources: tuple[DataConfig, Path]) -> None:
+@pytest.mark.parametrize("source", ["big", "small"])
+@pytest.mark.parametrize("n_windows", [3, None])
+def test_losses_on_a_prepared_set(n_windows: int | None, source: str, two_sources: tuple[DataConfig, Path]) -> None:
     folder = two_sources[1]
-    train, held_out = Counter(pairs_of(folder, "train")), pairs_of(folder, "held_out")
+    train, held_out = Counter(pairs_of(Windows(folder, "train"))), pairs_of(Windows(folder, "held_out", source), n_windows)
     vocab = Windows(folder, "train").vocab_size
     words = Counter()  # type: Counter[int]
     for (_, word), count in train.items():
@@ -57,12 +58,10 @@ def test_losses_on_a_prepared_set(two_sources: tuple[DataConfig, Path]) -> None:
     unigram = -sum(math.log((words[word] + 1) / (words.total() + vocab)) for _, word in held_out) / len(held_out)
     model = KneserNey(train, vocab)
     bigram = -sum(math.log(model.probability(*pair)) for pair in held_out) / len(held_out)
-    losses = ngram_losses(folder)
+    losses = ngram_losses(folder, n_windows)[source]
     assert losses["unigram"] == pytest.approx(unigram, rel=1e-12)
     assert losses["bigram"] == pytest.approx(bigram, rel=1e-12)
     assert losses["bigram"] < losses["unigram"] < math.log(vocab)
-    by_source = [ngram_losses(folder, source)["unigram"] for source in ("big", "small")]
-    assert min(by_source) < losses["unigram"] < max(by_source)
 
 
 def test_probabilities_sum_to_one() -> None:
@@ -86,8 +85,9 @@ def test_every_train_token_is_counted_once(two_sources: tuple[DataConfig, Path],
     assert np.array_equal(blocks.codes_P, whole.codes_P) and np.array_equal(blocks.counts_P, whole.counts_P)
 
 
-def test_results_are_kept_for_this_set_only(two_sources: tuple[DataConfig, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = two_sources[1]
-    losses = ngram_losses(folder)
+def test_results_are_kept_for_this_set_and_number_of_windows(two_sources: tuple[DataConfig, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, numbers = two_sources[1], (2, 4, None)
+    losses = [ngram_losses(folder, n_windows) for n_windows in numbers]
+    assert len({one["big"]["unigram"] for one in losses}) == 3
     monkeypatch.setattr("data_pipeline.baselines.count_pairs", lambda _: pytest.fail("counted again"))
-    assert ngram_losses(folder) == losses
+    assert [ngram_losses(folder, n_windows) for n_windows in numbers] == losses

@@ -8,14 +8,37 @@ from pathlib import Path
 import pytest
 from metrics_work import STEPS, TOKENS, HandClock, loads, lone, recipe
 
+from data_pipeline.manifest import Manifest
 from distributed.clock import HostTimeline, StepClock
 from distributed.errors import RunError
 from distributed.figures import whole_run
 from distributed.metrics import Metrics
 from distributed.run_folder import RunFolder
+from distributed.scored_windows import scored_windows, windows_words
 from distributed.summary import build_summary, compare, read_summary
 
-BASELINES = {"unigram": 6.0, "bigram": 4.0}
+BASELINES = {"python": {"unigram": 6.0, "bigram": 4.0}}
+
+
+def manifest(**n_windows: int) -> Manifest:
+    """Of a corpus whose sources have so many held-out windows."""
+    split = {"documents": 1, "text_bytes": 1, "tokens": 1}
+    source = {"digest": "", "documents": 2, "exact_duplicates": 0, "near_duplicates": 0, "over_budget": 0, "overlap": 0.0}
+    tokenizer = {"kind": "", "file": "", "vocab_size": 7, "document_end": "none", "end_of_document": None, "digest": ""}
+    return Manifest.model_validate(
+        {
+            "format": 2,
+            "recipe": {},
+            "seq_len": 4,
+            "token_bytes": 2,
+            "tokenizer": tokenizer,
+            "sources": {
+                name: source | {"splits": {"train": split | {"windows": 90}, "held_out": split | {"windows": held_out}}}
+                for name, held_out in n_windows.items()
+            },
+            "indices": {},
+        }
+    )
 
 
 @pytest.fixture
@@ -54,8 +77,17 @@ def test_no_loss_no_gap() -> None:
     assert compare(3.0, {})["above_bigram"] is None
 
 
+def test_gaps_of_several_sources_are_pooled_as_the_loss_is(run: RunFolder) -> None:
+    baselines = {"python": {"unigram": 6.0, "bigram": 4.0}, "text": {"unigram": 9.0, "bigram": 5.0}}
+    held_out = {"python": 4.5, "text": 6.5}
+    losses = build_summary(run, recipe(), finished_metrics(run), manifest(python=30, text=2), baselines, held_out, step=STEPS)["losses"]
+    assert (losses["held_out"], losses["unigram"], losses["bigram"]) == (5.5, 7.5, 4.5)
+    assert (losses["below_unigram"], losses["above_bigram"]) == (2.0, 1.0)
+
+
 def test_summary_holds_the_whole_run(run: RunFolder) -> None:
-    summary = build_summary(run, recipe(), finished_metrics(run), BASELINES, {"python": 4.5}, step=STEPS, checkpoint="step-00000003")
+    metrics, corpus = finished_metrics(run), manifest(python=499)
+    summary = build_summary(run, recipe(), metrics, corpus, BASELINES, {"python": 4.5}, step=STEPS, checkpoint="step-00000003")
     assert summary["losses"]["held_out"] == 4.5
     assert summary["losses"]["below_unigram"] == 1.5
     assert summary["state"] == "stopped"
@@ -64,11 +96,23 @@ def test_summary_holds_the_whole_run(run: RunFolder) -> None:
     assert summary["speed"]["tokens_per_second"] == pytest.approx(3 * TOKENS / 6)
     assert summary["load"]["dead_share"] == pytest.approx(3 / 7)
     assert summary["checkpoint"] == "step-00000003"
+    assert summary["corpus"] == corpus.digest and summary["losses"]["windows"] == {"python": {"scored": 499, "held_out": 499}}
     assert read_summary(run) == json.loads(run.summary_path.read_text()) == summary
 
 
 def test_a_summary_at_the_last_step_is_finished(run: RunFolder) -> None:
-    assert build_summary(run, recipe(), finished_metrics(run), BASELINES, {}, step=12)["state"] == "finished"
+    assert build_summary(run, recipe(), finished_metrics(run), manifest(python=1), BASELINES, {}, step=12)["state"] == "finished"
+
+
+def test_windows_that_were_scored() -> None:
+    assert windows_words(scored_windows({"python": 499}, 128)) == "first 128 of 499 windows"
+    assert (
+        windows_words(scored_windows({"python": 1499}, None))
+        == windows_words(scored_windows({"python": 1499}, 2000))
+        == "all 1,499 windows"
+    )
+    several = scored_windows({"python": 499, "text": 5}, 128)
+    assert windows_words(several) == "mean over python: first 128 of 499 windows, text: all 5 windows"
 
 
 def test_whole_run_weighs_intervals_by_their_steps() -> None:
