@@ -71,6 +71,7 @@ def build_summary(
         "speed": {name: over_run.get(name) for name in ("tokens_per_second", "step_seconds", "model_flop_use")},
         "parts": over_run.get("parts", {}),
         "load": last.get("load", {}),
+        "use": last.get("use", {}),
         "memory": {name: last.get(name) for name in ("host_bytes_max", "device_bytes_max")},
         "goodput": account(Ledger(run.path / "goodput.jsonl").events()),
         "checkpoint": checkpoint,

@@ -9,12 +9,17 @@ from cluster.comparison.pairs import reference
 from cluster.comparison.results import RecipeResult
 from cluster.comparison.table import Table, number
 
-# Figures of a run's last logging interval, by their names in summary.json, and what a reader calls them.
+# Figures of a run's last logging interval by their places in summary.json, and what a reader calls them.
 USE = {
-    "dead_share": "dead in a visit",
-    "never_used_share": "never used",
-    "routing_entropy": "routing entropy (1: even)",
-    "expert_imbalance": "busiest over mean",
+    ("load", "dead_share"): "dead in a visit",
+    ("load", "never_used_share"): "never used",
+    ("load", "routing_entropy"): "routing entropy (1: even)",
+    ("load", "unevenness"): "unevenness (KL, nats)",
+    ("load", "expert_imbalance"): "busiest over mean",
+    ("use", "overlap"): "overlap with the visit before",
+    ("use", "path_diversity"): "path diversity",
+    ("use", "gate_usage"): "used by gates",
+    ("use", "gate_unevenness"): "unevenness of gates (KL, nats)",
 }
 
 
@@ -56,13 +61,16 @@ def _millions(result: RecipeResult) -> str:
 
 
 def use_table(results: list[RecipeResult]) -> Table:
-    """How evenly experts are used, of recipes whose experts are routed."""
+    """How evenly experts and rows of tables are used, of recipes that choose among them."""
     rows = [
-        [result.label, *(number(result.average("load", name), ".3f") for name in USE)]
+        [result.label, *(number(result.average(*place), ".3f") for place in USE)]
         for result in results
-        if result.figures("load", "dead_share")
+        if any(result.figures(*place) for place in USE)
     ]
-    words = "In the last logging interval, mean over visits and seeds, of recipes whose feed-forward experts are routed."
+    words = (
+        "Mean over visits and seeds. Loads are of the last logging interval; overlap, paths and gates of its last micro-batch, over whose "
+        "few tokens a large table looks less used and less even than it is (`./launch.sh eval RUN --experts` is exact)."
+    )
     return Table("Expert use", words, ["recipe", *USE.values()], rows)
 
 

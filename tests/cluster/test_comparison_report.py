@@ -37,7 +37,7 @@ VERSIONS = {"python": "3.12.1", "torch": "2.14.1"}
 WINDOWS = {"words": {"scored": 8, "held_out": 30}}
 
 
-def finish(entry: Entry, nats: float | None, load: dict[str, float] | None = None) -> None:
+def finish(entry: Entry, nats: float | None, load: dict[str, float] | None = None, use: dict[str, Any] | None = None) -> None:
     """A run as its trainer would have left it: held-out losses nats + 1 at step 6 and nats at step 12; None: diverged."""
     entry.run.create(entry.recipe)
     for step, loss in ((6, None if nats is None else nats + 1.0), (12, nats)):
@@ -49,6 +49,7 @@ def finish(entry: Entry, nats: float | None, load: dict[str, float] | None = Non
         "speed": {"tokens_per_second": 1234.0},
         "memory": {"host_bytes_max": 3 * 2**20, "device_bytes_max": 0},
         "load": load or {},
+        "use": use or {},
     }
     entry.run.summary_path.write_text(json.dumps(summary))
     (entry.run.path / MACHINE_FILE).write_text(json.dumps(MACHINE | VERSIONS | {"mootron": "7.8.9"}))
@@ -60,10 +61,11 @@ def comparison(home: Path) -> Comparison:
     """Two seeds of two recipes: MoEUT perplexities e^2 and e^2.2, the dense peer's first e^3, its second failed."""
     made = read_comparison(two_recipes(home), 2)
     moeut_1, dense_1, moeut_2, dense_2 = made.entries
-    load = {"dead_share": 0.25, "never_used_share": 0.0, "routing_entropy": 0.9, "expert_imbalance": 1.5}
-    finish(moeut_1, 2.0, load)
-    finish(moeut_2, 2.2, load)
-    finish(dense_1, 3.0)
+    load = {"dead_share": 0.25, "never_used_share": 0.0, "routing_entropy": 0.9, "unevenness": 0.125, "expert_imbalance": 1.5}
+    use = {"overlap": 0.5, "overlap_by_visit": {"1": 0.5}, "path_diversity": 2.0}
+    finish(moeut_1, 2.0, load, use)
+    finish(moeut_2, 2.2, load, use)
+    finish(dense_1, 3.0, use={"gate_usage": 0.875, "gate_unevenness": 0.25})
     dense_2.run.create(dense_2.recipe)
     dense_2.run.write_state("failed", step=3, reason="RunError: a | b")
     return made
@@ -95,7 +97,10 @@ def test_markdown_has_the_figures(comparison: Comparison, home: Path) -> None:
         f"{costs[label].macs_per_token / 1e6:.2f} M ({label})" for label in sorted(costs, key=lambda label: costs[label].macs_per_token)
     )
     assert f"Multiply-accumulates a token go from {low} to {high}." in text
-    assert rows_of(text, "Expert use") == {"moeut": ["0.250", "0.000", "0.900", "1.500"]}
+    assert rows_of(text, "Expert use") == {
+        "moeut": ["0.250", "0.000", "0.900", "0.125", "1.500", "0.500", "2.000", "-", "-"],
+        "dense": [*["-"] * 7, "0.875", "0.250"],
+    }
     assert rows_of(text, "Orderings of the papers")["moeut"][2:] == ["+1.0000", "1 of 1 seeds agree"]
     assert "| --- | --- | --- | ---: | --- |" in text, "words to the left, figures to the right"
     assert rows_of(text, "Not finished") == {"dense": ["2", "failed: RunError: a \\| b"]}
