@@ -58,7 +58,7 @@ install_packages() {
   if [ "$failed" = 1 ]; then
     say "packages could not be installed; the end of pip's messages:"
     tail -n 8 "$venv/large.log" "$venv/rest.log" >&2
-    say "check the network and the free disk space (10 GB), then run the same command again"
+    say "check the network and the free disk space (10 GB, of which .venv keeps 7), then run the same command again"
     exit 1
   fi
 }
@@ -77,7 +77,7 @@ set_up() {
   local python
   is_fresh && return # another set-up made it while this one waited
   python=$(find_python)
-  say "first use: making .venv with $("$python" -V) from requirements.lock (some minutes, about 6 GB)"
+  say "first use: making .venv with $("$python" -V) from requirements.lock (some minutes; needs the network and 10 GB of disk)"
   SECONDS=0
   "$python" -m venv --clear "$venv"
   install_packages

@@ -1,4 +1,4 @@
-"""The shapes that `bench kernels` measures, by name: the paper's sizes, `spec` and the four widths of cvmm_codex's benchmark."""
+"""The shapes that `bench kernels` measures, by name: the paper's sizes, `d416` and the four widths of cvmm_codex's benchmark."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _pair(name: str, width: int, narrow: int, n_experts: int, taken: int) -> dic
 
 
 SIZES = {
-    "spec": Size(Shape(416, 128, 156, 12), {}, 65536, None),
+    "d416": Size(Shape(416, 128, 156, 12), {}, 65536, None),
     **{name: _of_paper(config) for name, config in PAPER.items()},
     "d768": _of_codex(768, 8192, 256, 24),
     "d1024": _of_codex(1024, 16384, 512, 32),

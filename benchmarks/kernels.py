@@ -5,7 +5,7 @@
     ./launch.sh bench kernels --tune [--sizes 244M]            other tiles, warps and stages for the matrix products
 
 Forward and backward. In every round each form runs once in changed order; times are medians over rounds, ratios medians of the
-rounds' ratios. On a CPU one thread runs and times are of the processor. `spec` is d_model 416, 156 experts of width 128, 12 a token;
+rounds' ratios. On a CPU one thread runs and times are of the processor. `d416` is d_model 416, 156 experts of width 128, 12 a token;
 `d768` to `d4096` are the shapes of cvmm_codex's own benchmark, with their tokens. The dense forms of `loss`, and on an accelerator of
 `stream` and `logits`, are torch's operators: all logits kept, casts and layer norms apart, products of float32. What other projects'
 layers need: benchmarks/rivals.py. `switchhead` is beside the dense peer's attention, which has other work.
@@ -37,7 +37,7 @@ from model.paper import DENSE_PEERS, PAPER
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 RIVALS = Path(__file__).resolve().parents[1] / ".rivals"
-CPU_BAR, CPU_SIZE, CPU_TOKENS = 3.0, "spec", 2048
+CPU_BAR, CPU_SIZE, CPU_TOKENS = 3.0, "d416", 2048
 HOPPER_SIZE, HOPPER_TOKENS, HOPPER = "244M", 65536, 9
 
 
@@ -133,7 +133,7 @@ def _floor(size: Size, tokens: int, dtype: str) -> float | None:
 
 
 def _has_bars(name: str, tokens: int, dtype: str) -> bool:
-    """On a CPU `spec` has one, on Hopper 244M with 65,536 tokens in bf16."""
+    """On a CPU `d416` has one, on Hopper 244M with 65,536 tokens in bf16."""
     if not torch.cuda.is_available():
         return name == CPU_SIZE
     return (name, tokens, dtype) == (HOPPER_SIZE, HOPPER_TOKENS, "bf16") and torch.cuda.get_device_capability()[0] == HOPPER

@@ -17,7 +17,7 @@ import torch
 from benchmarks.tokens import zipf_tokens
 from distributed.engine_plain import PlainEngine
 from distributed.metrics import device_bytes, host_bytes
-from distributed.recipe import TrainConfig
+from distributed.train_config import TrainConfig
 from model.attention_config import DenseAttentionConfig
 from model.config import ModelConfig
 from model.dense_config import DenseFeedForwardConfig

@@ -50,7 +50,7 @@ PIECES = (
     Piece("checkpoint", "cluster bench checkpoint --ranks 1", 6, ("yaml", "numpy", "fsspec", "zstandard")),
     Piece("gpu-tests", "pytest -m gpu tests/kernels tests/distributed/test_repeatable.py", 6, ("pytest", "hypothesis")),
     Piece("kernels-soak", "cluster soak kernels --shapes 20", 8),
-    Piece("kernels-244M", "cluster bench kernels --sizes 244M spec --no-rivals", 4),
+    Piece("kernels-244M", "cluster bench kernels --sizes 244M d416 --no-rivals", 4),
     Piece("forms", "cluster bench forms --launches", 4),
     Piece("step", "cluster bench step --sizes 44M 244M", 8),
     Piece("operations", "cluster bench kernels --operations --sizes 44M 244M", 5),

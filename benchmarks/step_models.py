@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from distributed.engine_plain import PlainEngine
-from distributed.recipe import TrainConfig
+from distributed.train_config import TrainConfig
 from model.attention_config import SwitchHeadConfig
 from model.config import ModelConfig
 from model.moe_config import SigmaMoEConfig

@@ -30,6 +30,8 @@ COMMANDS = {
     "resume": "go on with a run from its newest checkpoint",
     "tensorboard": "serve the figures of all runs on loopback",
     "eval": "held-out loss and perplexity of a run",
+    "fields": "every field of a recipe: type or choices, default, meaning",
+    "show": "a recipe with every default, as YAML",
     "sizes": "parameters, multiply-accumulates and bytes of a recipe's model, part by part",
     "match": "a recipe made as large or as costly as another one",
     "generate": "continue a text with a run's model",

@@ -18,9 +18,10 @@ from cluster.dry_run_tables import expected, measured
 from cluster.new_run import NewRun, clear
 from cluster.run_lock import RunLock
 from cluster.sizing import plan_run
-from data_pipeline.config import DataConfig, SourceConfig
+from data_pipeline.config import DataConfig
 from data_pipeline.documents import digest_of
 from data_pipeline.manifest import content_fields
+from data_pipeline.source_config import SourceConfig
 from distributed.recipe import Recipe
 from distributed.run_folder import RunFolder
 

@@ -14,7 +14,7 @@ from cluster.rank_process import RankReport
 from cluster.recovery import Recovery
 from cluster.stragglers import StragglerWatch
 from cluster.worker_group import POLL_SECONDS, WorkerGroup
-from distributed.recipe import ClusterConfig
+from distributed.cluster_config import ClusterConfig
 from distributed.run_folder import RunFolder
 
 GROW_SECONDS = 3.0  # between looks at the cluster; room must be there at two looks in a row

@@ -10,13 +10,12 @@ import tempfile
 import time
 from pathlib import Path
 
-import yaml
-
 from cluster.errors import ClusterError
 from cluster.local_cluster import dashboard_address
 from cluster.recipes import CODE_ROOT
 from cluster.run_lock import is_held
 from distributed.recipe import Recipe
+from distributed.recipe_file import recipe_text
 from distributed.run_folder import RunFolder, project_root
 
 START_SECONDS = 60.0
@@ -83,4 +82,4 @@ def stage(folder: Path, recipe: Recipe) -> None:
     """Put what the job needs into `folder`."""
     for room in ROOMS:
         shutil.copytree(CODE_ROOT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
-    (folder / RECIPE_FILE).write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    (folder / RECIPE_FILE).write_text(recipe_text(recipe))

@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from data_pipeline.config import DataConfig, SourceConfig
+from data_pipeline.config import DataConfig
 from data_pipeline.documents import digest_of, digest_of_file
 from data_pipeline.errors import DataError
+from data_pipeline.source_config import SourceConfig
 
 MANIFEST = "manifest.json"
 FORMAT = 2

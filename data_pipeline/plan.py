@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipeline.config import DataConfig, SourceConfig
+from data_pipeline.config import DataConfig
 from data_pipeline.documents import digest_of, rank_of
 from data_pipeline.duplicates import exact_duplicates, near_duplicates
 from data_pipeline.errors import DataError
+from data_pipeline.source_config import SourceConfig
 from data_pipeline.survey import Survey
 
 TRAIN, HELD_OUT, EXACT_DUPLICATE, NEAR_DUPLICATE, OVER_BUDGET = range(5)

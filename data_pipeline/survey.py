@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.config import SourceConfig
 from data_pipeline.documents import digest_of_bytes
 from data_pipeline.errors import DataError
 from data_pipeline.files import write_arrays
 from data_pipeline.shingles import NEAR_GRAM, PERMUTATIONS, gram_hashes, signature, word_hashes
+from data_pipeline.source_config import SourceConfig
 from data_pipeline.sources import Part, read_part
 
 

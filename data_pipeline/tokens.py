@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.config import SourceConfig
 from data_pipeline.errors import DataError
 from data_pipeline.files import write_arrays
 from data_pipeline.manifest import SPLITS, Split
 from data_pipeline.shingles import overlap_grams
+from data_pipeline.source_config import SourceConfig
 from data_pipeline.sources import Part, read_part
 from data_pipeline.tokenizer import Tokenizer, open_tokenizer
 

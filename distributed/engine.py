@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from distributed.errors import RunError
 from distributed.fragment import Fragment
-from distributed.recipe import TrainConfig
 from distributed.topology import Topology
+from distributed.train_config import TrainConfig
 from model.exchange import Exchange
 from model.sharding import Box
 

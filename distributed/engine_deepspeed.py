@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from distributed.engine import StepReport, build_optimizer, prepare_moments, set_step_counter
 from distributed.fragment import Fragment
-from distributed.recipe import TrainConfig
 from distributed.topology import Topology
+from distributed.train_config import TrainConfig
 
 
 class DeepSpeedEngine:

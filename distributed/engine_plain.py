@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from distributed.engine import StepReport, build_optimizer, prepare_moments, set_step_counter
 from distributed.fragment import Fragment
-from distributed.recipe import TrainConfig
+from distributed.train_config import TrainConfig
 
 
 class PlainEngine:

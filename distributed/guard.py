@@ -10,7 +10,7 @@ import statistics
 from collections import deque
 from dataclasses import dataclass
 
-from distributed.recipe import GuardConfig
+from distributed.run_config import GuardConfig
 
 LEAST_LOSSES = 10
 """A median of fewer steps is no ground to call a loss a spike."""

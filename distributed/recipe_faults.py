@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import difflib
 import json
-import types
-from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
+from typing import Any, NamedTuple, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from distributed.recipe import Recipe
+from distributed.recipe_types import is_model, is_union, kinds_of, plain
 
 
 class Place(NamedTuple):
@@ -34,9 +34,9 @@ def explain(error: Any) -> str:
         case "missing":
             return f"{field}: required but not given"
         case "union_tag_not_found":
-            return f"{field}: {_kind_missing(field, _kinds(place.annotation), given)}"
+            return f"{field}: {_kind_missing(field, kinds_of(place.annotation), given)}"
         case "union_tag_invalid":
-            kinds = _kinds(place.annotation)
+            kinds = kinds_of(place.annotation)
             return f"{field}.kind: must be one of {', '.join(kinds)}{_meant(error['ctx']['tag'], kinds)} (got {error['ctx']['tag']!r})"
     shown = "" if isinstance(given, dict | list | BaseModel) else f" (got {given!r})"
     return f"{field}: {error['msg'].removeprefix('Value error, ')}{shown}"
@@ -48,48 +48,20 @@ def find(location: tuple[int | str, ...]) -> Place:
     annotation: Any = Recipe
     holder: type[BaseModel] | None = None
     for part in location:
-        annotation = _plain(annotation)
-        if kinds := _kinds(annotation):
+        annotation = plain(annotation)
+        if kinds := kinds_of(annotation):
             annotation = kinds.get(str(part))
             continue
-        if _is_union(annotation):
+        if is_union(annotation):
             break
         words.append(str(part))
-        holder = annotation if _is_model(annotation) else None
+        holder = annotation if is_model(annotation) else None
         if holder is not None:
             field = holder.model_fields.get(str(part))
             annotation = field.annotation if field else None
         else:
             annotation = next(reversed(get_args(annotation)), None)  # an item of a list, a value of a mapping
     return Place(".".join(words), annotation, holder)
-
-
-def _plain(annotation: Any) -> Any:
-    """Without what `Annotated` and `| None` add."""
-    if get_origin(annotation) is Annotated:
-        return _plain(get_args(annotation)[0])
-    if _is_union(annotation):
-        given = [one for one in get_args(annotation) if one is not type(None)]
-        if len(given) == 1:
-            return _plain(given[0])
-    return annotation
-
-
-def _kinds(annotation: Any) -> dict[str, type[BaseModel]]:
-    """The models of a slot that is filled by `kind`; empty where the annotation is none."""
-    annotation = _plain(annotation)
-    members = get_args(annotation) if _is_union(annotation) else ()
-    if not members or not all(_is_model(member) and "kind" in member.model_fields for member in members):
-        return {}
-    return {kind: member for member in members for kind in get_args(member.model_fields["kind"].annotation)}
-
-
-def _is_union(annotation: Any) -> bool:
-    return get_origin(annotation) in (Union, types.UnionType)
-
-
-def _is_model(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def _near_field(field: str, holder: type[BaseModel] | None) -> str:

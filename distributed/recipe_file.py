@@ -48,6 +48,11 @@ def check_recipe(values: dict[str, Any], origin: str) -> Recipe:
         raise RunError(f"recipe {origin}:\n  " + "\n  ".join(lines)) from None
 
 
+def recipe_text(recipe: Recipe) -> str:
+    """A recipe as YAML, every default written out; `load_recipe` reads the same recipe from it."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+
+
 def _apply_override(values: dict[str, Any], override: str) -> None:
     """Set one dotted field in nested plain values, e.g. `train.lr=3e-4` or `data.sources.0.path=/texts`.
 

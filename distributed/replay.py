@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from distributed.errors import RunError
-from distributed.recipe import RouterConfig
+from distributed.run_config import RouterConfig
 from distributed.run_folder import RunFolder
 from distributed.topology import Topology
 

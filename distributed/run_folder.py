@@ -31,7 +31,7 @@ import yaml
 from data_pipeline.files import write_text
 from distributed.errors import RunError
 from distributed.recipe import Recipe
-from distributed.recipe_file import check_recipe
+from distributed.recipe_file import check_recipe, recipe_text
 
 LOOK_SECONDS = 1.0
 NOT_FIGURES = ("state", "time", "reason", "error", "rank")
@@ -148,7 +148,7 @@ class RunFolder:
         try:
             for folder in (self.path, self.checkpoints, self.tensorboard, self.logs):
                 folder.mkdir(parents=True, exist_ok=True)
-            write_text(self.recipe_path, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+            write_text(self.recipe_path, recipe_text(recipe))
         except OSError as fault:
             raise RunError(f"run folder {self.path} cannot be written: {fault.strerror}; set MOOTRON_HOME to a writable folder") from None
 

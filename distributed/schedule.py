@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from distributed.recipe import ScheduleConfig, TrainConfig
+from distributed.train_config import ScheduleConfig, TrainConfig
 
 
 def learning_rate(step: int, train: TrainConfig) -> float:

@@ -95,7 +95,7 @@ def stored_parameters(config: ModelConfig) -> int:
 
 
 def macs(config: ModelConfig, n_tokens: int, form: Literal["published", "exact"] = "exact", repeats: int | None = None) -> MACs:
-    """Forward multiply-accumulates over one sequence of `n_tokens` of which none halts; spec formulas per visit, times the visits.
+    """Forward multiply-accumulates over one sequence of `n_tokens` of which none halts: its slots' per visit, times the visits.
 
     `repeats`: how often a pass goes through the group; None: as configured.
     """

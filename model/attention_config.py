@@ -13,18 +13,23 @@ from model.slot_config import Count, Strict
 
 
 class RotaryConfig(Strict):
-    """Rotary positions on the first `fraction` of every head (rounded down to an even number of channels)."""
+    """Rotary positions on the first part of every head."""
 
     fraction: float = Field(default=0.5, ge=0.0, le=1.0)
+    """Share of every head's channels that is rotated, rounded down to an even number."""
     base: float = Field(default=10000.0, gt=0.0)
+    """Base of the wavelengths."""
 
 
 class AttentionSlot(Strict):
-    """Base of the attention kinds: `n_heads` key and value heads of width `d_head`."""
+    """Base of the attention kinds."""
 
     n_heads: int = Field(ge=1)
+    """Heads, each with keys and values of its own (H)."""
     d_head: int = Field(ge=1)
+    """Width of a head."""
     rotary: RotaryConfig = RotaryConfig()
+    """Rotary positions."""
 
     @property
     def query_heads(self) -> int:
@@ -50,19 +55,20 @@ class AttentionSlot(Strict):
 
 
 class SwitchHeadConfig(AttentionSlot):
-    """SwitchHead attention (arXiv 2312.07987): value and output projections chosen per head among N_A experts.
-
-    With `n_experts: 1` two published forms exist: `output_gate` (official library: dense value and output, one
-    sigmoid gate a head on the attention result) and `gated_expert` (training code: value gated by the source token,
-    output gated by the destination token).
-    """
+    """SwitchHead attention (arXiv 2312.07987): value and output projections chosen per head among N_A experts."""
 
     kind: Literal["switchhead"] = "switchhead"
     n_experts: int = Field(ge=1)
+    """Experts of a head, for its values and as many for its outputs (N_A)."""
     top_k: int = Field(default=2, ge=1)
+    """Experts that a token chooses a head (K_A), for each of the two."""
     single_expert: Literal["output_gate", "gated_expert"] = "output_gate"
+    """What `n_experts: 1` means. `output_gate` (official library): dense value and output, one sigmoid gate a head on the attention
+    result; `gated_expert` (training code): value gated by the source token, output by the destination token."""
     expert_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Probability with which an expert is masked out of a token's choice in training."""
     balance_weight: float = Field(default=0.001, ge=0.0)
+    """Weight in the loss of the entropy regulariser of the attention's routers."""
 
     @model_validator(mode="after")
     def _top_k_fits(self) -> SwitchHeadConfig:
@@ -115,16 +121,21 @@ class DenseAttentionConfig(AttentionSlot):
 class MomhaConfig(AttentionSlot):
     """Mixture of multi-head attention (MoMHA; SUT, arXiv 2310.07096): query and output projections by experts, keys and values shared.
 
-    A token's K of N experts are chosen once for both, weighed by the softmax over the chosen; each has `n_heads` heads. The router
-    is Linear, Tanh, Dropout (`router_dropout`), Linear.
+    A token's K of N experts are chosen once for both, weighed by the softmax over the chosen. The router is Linear, Tanh, Dropout,
+    Linear.
     """
 
     kind: Literal["momha"] = "momha"
     n_experts: int = Field(ge=1)
+    """Experts (N), each with `n_heads` query heads and their output projection."""
     top_k: int = Field(ge=1)
+    """Experts that a token chooses (K)."""
     router_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Dropout between the two layers of the router."""
     balance_weight: float = Field(default=0.001, ge=0.0)
+    """Weight of the regulariser of `balance` in the loss."""
     balance: Annotated[Regularised, Field(discriminator="kind")] = EntropyBalance()
+    """How the use of experts is kept even."""
 
     @model_validator(mode="after")
     def _top_k_fits(self) -> MomhaConfig:

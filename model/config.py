@@ -30,21 +30,30 @@ Halting = Annotated[NoHaltingConfig | StickBreakingConfig | ActConfig, Field(dis
 
 
 class ModelConfig(Strict):
-    """A decoder-only language model whose layers may be visited more than once.
-
-    `feed_forward_at` puts another slot into single layers, by layer number: a memory in the middle of a dense model.
-    """
+    """A decoder-only language model whose layers may be visited more than once."""
 
     vocab_size: int = Field(ge=2)
+    """Rows of embedding and head; that of `data.tokenizer` where that is trained."""
     d_model: int = Field(ge=1)
+    """Width of the residual stream."""
     depth: DepthConfig = DepthConfig()
+    """Which layer is visited when."""
     attention: Attention
+    """The attention of every layer."""
     feed_forward: FeedForward
+    """The feed-forward of every layer that `feed_forward_at` does not name."""
     feed_forward_at: dict[int, FeedForward] = Field(default_factory=dict)
+    """Another feed-forward for single layers, by layer number, with the kinds and fields of `feed_forward`: a memory in the middle of a
+    dense model. Routed kinds (`sigma_moe`, `switch`, `s_base`) stand in `feed_forward` only."""
     residual: Residual = SingleStreamConfig()
+    """The residual stream, or streams."""
     halting: Halting = NoHaltingConfig()
+    """Whether a token may leave the recurrence before its last repeat, and who decides."""
     norm: Literal["peri", "pre", "post"] = "peri"
+    """Where layer norms stand. `peri`, as in MoEUT: only queries, keys and routers read the normalised stream; `pre`: everything that
+    attention and feed-forward read is normalised; `post`: the stream is, after every addition."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Dropout of what attention and feed-forward add to the stream."""
 
     @model_validator(mode="after")
     def _other_slots_fit(self) -> ModelConfig:

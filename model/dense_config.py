@@ -16,6 +16,7 @@ class DenseFeedForwardConfig(FeedForwardSlot):
     macs_knobs = ("d_ff",)
     kind: Literal["dense"] = "dense"
     d_ff: int = Field(ge=1)
+    """Hidden units."""
 
     def parameters(self, d_model: int) -> Count:
         count = 2 * d_model * self.d_ff + self.d_ff + d_model
@@ -32,7 +33,9 @@ class TopKConfig(FeedForwardSlot):
     macs_knobs = ("d_ff",)
     kind: Literal["topk"] = "topk"
     d_ff: int = Field(ge=1)
+    """Hidden units, all of which are computed."""
     top_k: int = Field(ge=1)
+    """Hidden units that a token keeps."""
 
     @model_validator(mode="after")
     def _top_k_fits(self) -> TopKConfig:

@@ -27,28 +27,31 @@ class Place(NamedTuple):
 class DepthConfig(Strict):
     """Depth as a schedule: prelude layers, then `group` distinct layers `repeats` times, then coda layers.
 
-    `order` is `cycle` (ABAB..., the paper's) or `loop` (AABB...). A plain transformer is `group: L, repeats: 1`.
-    With `sample` every training step draws its own number of repeats; `repeats` is then for validation and generation.
-
-    For the group's layers only: `per_visit` names what every visit of a layer has for itself. `router`: the weights of its routers
-    (of two-layer ones the second; biases of balance stay shared); `norm`: gains and biases of its two norms; `embedding`: a vector
-    added to the stream it is given, as in the Universal Transformer (arXiv 1807.03819), here learned and zero at first;
-    `residual_scale`: a learned number that starts at the field of that name. `residual_scale` multiplies what attention and
-    feed-forward add to the stream; R in it is the repeats of the pass.
-
-    `backprop_repeats`: only a layer's last so many visits have gradients; an earlier one counts as a constant added to the stream,
-    which goes on carrying gradients to what comes before.
+    A plain transformer is `group: L, repeats: 1`.
     """
 
     prelude: int = Field(default=0, ge=0)
+    """Layers before the group, visited once."""
     group: int = Field(default=2, ge=1)
+    """Distinct layers that are repeated (G)."""
     repeats: int = Field(default=8, ge=1)
+    """How often the group is repeated (R); with `sample`, in validation and generation."""
     coda: int = Field(default=0, ge=0)
+    """Layers behind the group, visited once."""
     order: Literal["cycle", "loop"] = "cycle"
+    """`cycle` (ABAB..., the paper's) or `loop` (AABB...)."""
     sample: Sample | None = None
+    """Let every training step draw its own number of repeats; null: always `repeats`."""
     per_visit: tuple[Literal["router", "norm", "embedding", "residual_scale"], ...] = ()
+    """What every visit of a layer of the group has for itself. `router`: the weights of its routers (of two-layer ones the second;
+    biases of balance stay shared); `norm`: gains and biases of its two norms; `embedding`: a vector added to the stream it is given, as
+    in the Universal Transformer (arXiv 1807.03819), here learned and zero at first; `residual_scale`: a learned number that starts at
+    the field of that name."""
     residual_scale: Positive | Literal["1/R", "1/sqrt(R)"] = 1.0
+    """Factor, in the group, of what attention and feed-forward add to the stream; R is the repeats of the pass."""
     backprop_repeats: int | None = Field(default=None, ge=1)
+    """Only the last so many visits of a layer of the group have gradients; an earlier one counts as a constant added to the stream,
+    which goes on carrying gradients to what comes before. null: all have."""
 
     @model_validator(mode="after")
     def _trained_for_its_repeats(self) -> DepthConfig:

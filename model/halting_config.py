@@ -33,16 +33,15 @@ class NoHaltingConfig(Strict):
 
 
 class StickBreakingConfig(Strict):
-    """Stick-breaking halting (SUT, arXiv 2310.07096; code shawntan/SUT @192cbd3): a gate before every repeat but the first.
-
-    A token whose probability of having halted passes `threshold` is skipped from then on. `dropout`: between the gate's
-    layers. `loss_weight`: of the expected number of repeats after the first.
-    """
+    """Stick-breaking halting (SUT, arXiv 2310.07096; code shawntan/SUT @192cbd3): a gate before every repeat but the first."""
 
     kind: Literal["stick_breaking"] = "stick_breaking"
     threshold: float = Field(default=0.999, gt=0.0, lt=1.0)
+    """A token whose probability of having halted passes it is skipped from then on."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Dropout between the gate's two layers."""
     loss_weight: float = Field(default=0.01, ge=0.0)
+    """Weight in the loss of the expected number of repeats after the first."""
 
     def parameters(self, d_model: int) -> int:
         return d_model**2 + d_model + 2 * d_model
@@ -57,16 +56,15 @@ class StickBreakingConfig(Strict):
 
 
 class ActConfig(Strict):
-    """Adaptive computation time of the Universal Transformer (arXiv 1807.03819, after arXiv 1603.08983): a gate before every repeat.
-
-    A token halts in the repeat that brings the sum of its gates above 1 - `epsilon`, at the latest in the last one. `output`:
-    the states' sum by their weights, or a running mean of them (`basic`). `loss_weight`: of repeats taken plus remainder.
-    """
+    """Adaptive computation time of the Universal Transformer (arXiv 1807.03819, after arXiv 1603.08983): a gate before every repeat."""
 
     kind: Literal["act"] = "act"
     output: Literal["accumulated", "basic"] = "accumulated"
+    """The states' sum by their weights (`accumulated`), or a running mean of them (`basic`)."""
     epsilon: float = Field(default=0.01, gt=0.0, lt=1.0)
+    """A token halts in the repeat that brings the sum of its gates above 1 - `epsilon`, at the latest in the last one."""
     loss_weight: float = Field(default=0.01, ge=0.0)
+    """Weight in the loss of repeats taken plus remainder."""
 
     def parameters(self, d_model: int) -> int:
         return d_model + 1

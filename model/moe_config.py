@@ -11,29 +11,35 @@ from model.slot_config import Count, FeedForwardSlot
 
 
 class RoutedConfig(FeedForwardSlot):
-    """Base: K of N_E two-layer ReLU experts without biases; the kinds are other defaults, and `s_base` another choice.
-
-    `score`: a chosen expert's weight is the sigmoid of its logit, or its softmax over `all` experts (before top-K) or over the
-    `chosen` ones (after it); `renormalise` divides the K weights by their sum. `init: moeut` counts the width of all experts in the
-    second layer and gives router rows one norm (arXiv 2310.10837 section 5); `standard` takes every expert, and the router, for
-    itself. `router_hidden`: width of a tanh layer between input and logits, with `router_dropout` behind it (SUT); null: none.
-    `balance_weight` weighs the regulariser of `balance`; its kinds `bias` and `none` have none.
-    """
+    """Base: K of N_E two-layer ReLU experts without biases; the kinds are other defaults, and `s_base` another choice."""
 
     params_knobs = ("n_experts", "d_expert")
     macs_knobs = ("top_k", "d_expert")
     n_experts: int = Field(ge=1)
+    """Experts of a layer (N_E)."""
     d_expert: int = Field(default=128, ge=1)
+    """Hidden units of an expert."""
     top_k: int = Field(ge=1)
+    """Experts that a token chooses (K)."""
     score: Literal["sigmoid", "softmax"] = "sigmoid"
+    """A chosen expert's weight: the sigmoid of its logit, or a softmax of logits."""
     softmax_over: Literal["all", "chosen"] = "all"
+    """What the softmax is taken over: `all` experts, before top-K; or the `chosen` ones, after it."""
     renormalise: bool = False
+    """Divide a token's K weights by their sum."""
     router_hidden: int | None = Field(default=None, ge=1)
+    """Width of a tanh layer between the router's input and its logits (SUT); null: none."""
     router_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Dropout behind the router's hidden layer."""
     init: Literal["moeut", "standard"] = "moeut"
+    """Starting values. `moeut` counts the width of all experts in the second layer and gives router rows one norm (arXiv 2310.10837
+    section 5); `standard` takes every expert, and the router, for itself."""
     expert_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Probability with which an expert is masked out of a token's choice in training."""
     balance_weight: float = Field(default=0.01, ge=0.0)
+    """Weight of the regulariser of `balance` in the loss; the kinds `bias` and `none` have none."""
     balance: Balance = EntropyBalance()
+    """How the use of experts is kept even."""
 
     @model_validator(mode="after")
     def _top_k_fits(self) -> RoutedConfig:
@@ -82,7 +88,7 @@ class RoutedConfig(FeedForwardSlot):
 
 
 class SigmaMoEConfig(RoutedConfig):
-    """sigma-MoE (arXiv 2310.10837): sigmoid scores without competition, used as they are."""
+    """sigma-MoE (arXiv 2310.10837): K of N_E two-layer ReLU experts without biases, weighed by sigmoid scores without competition."""
 
     kind: Literal["sigma_moe"] = "sigma_moe"
 
@@ -98,13 +104,14 @@ class SwitchConfig(RoutedConfig):
 
 
 class SBaseConfig(RoutedConfig):
-    """S-BASE (arXiv 2202.01169; weights as in 2310.10837): in training the choice is of scores evened out over the tokens of
-    `choice_scope` by so many Sinkhorn iterations; sigmoid weights; when evaluating, the best scores are chosen.
-    """
+    """S-BASE (arXiv 2202.01169; weights as in 2310.10837) with the experts of sigma-MoE: in training the choice is of scores evened out
+    over tokens; sigmoid weights; when evaluating, the best scores are chosen."""
 
     kind: Literal["s_base"] = "s_base"
     choice_scope: Literal["sequence", "micro_batch"] = "micro_batch"
+    """The tokens over which scores are evened out."""
     sinkhorn_iterations: int = Field(default=3, ge=1)
+    """Sinkhorn iterations that even the scores out."""
     balance: Balance = NoBalance()
 
     @model_validator(mode="after")

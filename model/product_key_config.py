@@ -29,8 +29,11 @@ class ProductKeyConfig(FeedForwardSlot):
 
     params_knobs = ("n_keys",)
     n_keys: int = Field(ge=1)
+    """Sub-keys a half (n); the table has `n_keys * n_keys` rows."""
     heads: int = Field(ge=1)
+    """Query heads (h), each of which picks its own rows."""
     top_k: int = Field(ge=1)
+    """Rows that a head picks for a token (k)."""
 
     @property
     def n_slots(self) -> int:
@@ -63,18 +66,17 @@ class ProductKeyConfig(FeedForwardSlot):
 
 
 class PKMConfig(ProductKeyConfig):
-    """Product-key memory as published (arXiv 1907.05242): a query a head, softmax over a head's winners, summed values.
-
-    `query_norm`: `none`, `layer` norm a head, or the published `batch` norm of every feature, whose statistics in training are of a
-    micro-batch: a query depends on later tokens and on other sequences.
-    """
+    """Product-key memory as published (arXiv 1907.05242): a query a head, softmax over a head's winners, summed values."""
 
     macs_knobs = ("d_key", "heads")
     kind: Literal["pkm"] = "pkm"
     heads: int = Field(default=4, ge=1)
     top_k: int = Field(default=32, ge=1)
     d_key: int = Field(ge=2, multiple_of=2)
+    """Width of a head's query, of which each half meets the sub-keys of one half."""
     query_norm: QueryNorm = "none"
+    """Norm of queries: `none`, `layer` (a head at a time), or the published `batch` norm of every feature, whose statistics in training
+    are of a micro-batch: a query depends on later tokens and on other sequences."""
 
     def statistic_scopes(self) -> dict[str, Scope]:
         return _norm_scopes(self.query_norm)
@@ -90,20 +92,19 @@ class PKMConfig(ProductKeyConfig):
 
 
 class PKMHalvesConfig(ProductKeyConfig):
-    """Product-key memory of the sigma-MoE paper (arXiv 2310.10837): every head reads the halves of the input, no query layer.
-
-    Scores of all heads together go through `activation`. With `top_k` >= `n_keys` (all the paper's runs) heads are summed first,
-    over all slots; below, each head picks `top_k` slots, which is another function.
-    `value_fan_in`: values start with variance 2 / (unrolled depth * fan-in), of `d_model`, of `slots` (the paper's "+ init"),
-    or of `reads`, h * k.
-    """
+    """Product-key memory of the sigma-MoE paper (arXiv 2310.10837): every head reads the halves of the input, no query layer."""
 
     macs_knobs = ("n_keys",)
     kind: Literal["pkm_halves"] = "pkm_halves"
     heads: int = Field(default=4, ge=1)
     top_k: int = Field(default=128, ge=1)
+    """Rows that a head picks for a token; with `n_keys` or more (all the paper's runs) heads are summed first, over all rows, which is
+    another function."""
     activation: Literal["relu", "softmax"] = "relu"
+    """What the scores of all heads together go through."""
     value_fan_in: Literal["d_model", "slots", "reads"] = "d_model"
+    """Values start with variance 2 / (unrolled depth x fan-in), the fan-in being `d_model`, `slots` (rows; the paper's "+ init") or
+    `reads` (heads x top_k)."""
 
     @property
     def dense(self) -> bool:
@@ -126,24 +127,25 @@ class PKMHalvesConfig(ProductKeyConfig):
 
 
 class PeerConfig(ProductKeyConfig):
-    """PEER (arXiv 2407.04153): N experts of one hidden neuron, k picked by each of h query heads, gates over a head's winners.
-
-    `d_key` decides the cost and was not published. `keys_per_head`: own sub-keys for every head (all open implementations), or one
-    set for all (the paper's text). `query_norm`: `layer` norm of each head's query, `none`, or the paper's `batch` norm, with which
-    a query in training depends on later tokens and on other sequences of its micro-batch. `glu`: an expert has a third vector, whose
-    activated product with the token multiplies the plain one.
-    """
+    """PEER (arXiv 2407.04153): n_keys x n_keys experts of one hidden neuron, top_k picked by each of the query heads."""
 
     macs_knobs = ("d_key", "heads")
     kind: Literal["peer"] = "peer"
     heads: int = Field(default=8, ge=1)
     top_k: int = Field(default=16, ge=1)
     d_key: int = Field(ge=2, multiple_of=2)
+    """Width of a head's query; it decides the cost and was not published."""
     keys_per_head: bool = True
+    """Own sub-keys for every head (all open implementations); false: one set for all (the paper's text)."""
     query_norm: QueryNorm = "layer"
+    """Norm of queries: `layer` (a head at a time), `none`, or the paper's `batch` norm, with which a query in training depends on later
+    tokens and on other sequences of its micro-batch."""
     gate: Literal["softmax", "sigmoid"] = "softmax"
+    """An expert's weight: a softmax over a head's winners, or the sigmoid of its score."""
     activation: Literal["relu", "gelu"] = "gelu"
+    """What an expert's one hidden neuron goes through."""
     glu: bool = False
+    """Give experts a third vector, whose activated product with the token multiplies the plain one."""
 
     @property
     def tables(self) -> int:

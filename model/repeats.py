@@ -16,9 +16,10 @@ from model.slot_config import Strict
 
 
 class SampledRepeats(Strict):
-    """Base of the distributions. `max`: the most that is drawn."""
+    """Base of the distributions."""
 
     max: int = Field(ge=1)
+    """The most that is drawn."""
 
     def draw(self, seed: int, step: int) -> int:
         """Repeats of one step."""
@@ -33,6 +34,7 @@ class UniformRepeats(SampledRepeats):
 
     kind: Literal["uniform"] = "uniform"
     min: int = Field(default=1, ge=1)
+    """The least that is drawn."""
 
     @model_validator(mode="after")
     def _in_order(self) -> UniformRepeats:
@@ -45,15 +47,14 @@ class UniformRepeats(SampledRepeats):
 
 
 class PoissonLognormalRepeats(SampledRepeats):
-    """1 + Poisson(rate), the rate lognormal with deviation `sigma` of its logarithm (arXiv 2502.05171, section 3.3).
-
-    The rate's mean is `mean` - 1, so that the mean is `mean` before what exceeds `max` is cut to it; the paper's rate has mean r,
-    and its draws r + 1.
-    """
+    """1 + Poisson(rate), the rate lognormal (arXiv 2502.05171, section 3.3)."""
 
     kind: Literal["poisson_lognormal"] = "poisson_lognormal"
     mean: float = Field(gt=1.0, le=500.0)
+    """Mean of a draw before what exceeds `max` is cut to it: the rate's mean is `mean` - 1 (the paper's rate has mean r, and its draws
+    r + 1)."""
     sigma: float = Field(default=0.5, ge=0.0, le=2.0)
+    """Deviation of the rate's logarithm."""
 
     def _draw(self, random: Random) -> int:
         rate = math.exp(random.gauss(math.log(self.mean - 1) - self.sigma**2 / 2, self.sigma))

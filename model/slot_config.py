@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 
 class Strict(BaseModel):
-    """Base of all recipe parts: unknown keys are errors, values do not change after the check."""
+    """Base of all recipe parts: unknown keys are errors, values do not change after the check.
+
+    The string below a field is its words, which `./launch.sh fields` shows.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

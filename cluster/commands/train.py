@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="name of the run (default: the recipe's)")
     parser.add_argument("--from", dest="branch_from", metavar="RUN[@STEP]", help="start from a checkpoint of another run")
     parser.add_argument("--address", help="a running Ray cluster, host:port or auto (default: a private Ray on this machine)")
+    parser.add_argument("--prepare-only", action="store_true", help="stop before the workers; print the line that starts them by torchrun")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -24,4 +25,9 @@ def run(args: argparse.Namespace) -> int:
 
     from cluster.new_run import NewRun
 
-    return NewRun(args.words, args.name, args.branch_from, args.address).start(Console())
+    request, console = NewRun(args.words, args.name, args.branch_from, args.address), Console()
+    if args.prepare_only:
+        from cluster.torchrun import prepare_only
+
+        return prepare_only(request, console)
+    return request.start(console)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from data_pipeline.config import SourceConfig
 from data_pipeline.documents import Document
+from data_pipeline.source_config import SourceConfig
 from data_pipeline.sources import hugging_face, installed, records, trees
 from data_pipeline.sources.part import Part
 

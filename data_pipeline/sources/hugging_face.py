@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.config import SourceConfig
 from data_pipeline.documents import Document
 from data_pipeline.errors import DataError
+from data_pipeline.source_config import SourceConfig
 from data_pipeline.sources.part import Entry, Part
 
 _ROWS = 4096

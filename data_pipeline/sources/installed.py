@@ -6,9 +6,9 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_pipeline.config import SourceConfig
 from data_pipeline.documents import Document
 from data_pipeline.errors import DataError
+from data_pipeline.source_config import SourceConfig
 from data_pipeline.sources.part import Entry, Part, file_entry, pack
 from data_pipeline.sources.trees import read_text, sample_files, walk
 

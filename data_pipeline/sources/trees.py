@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from data_pipeline.config import SourceConfig
 from data_pipeline.documents import Document, rank_of
 from data_pipeline.errors import DataError
+from data_pipeline.source_config import SourceConfig
 from data_pipeline.sources.part import Entry, Part, file_entry, pack
 
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst", ".tex")

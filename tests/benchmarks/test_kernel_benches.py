@@ -112,7 +112,7 @@ def test_a_form_that_fails_is_named_with_its_reason_and_ours_may_not() -> None:
 
 
 def test_bars() -> None:
-    assert bench._has_bars("spec", 2048, "bf16") and not bench._has_bars("44M", 2048, "bf16")
+    assert bench._has_bars("d416", 2048, "bf16") and not bench._has_bars("44M", 2048, "bf16")
     compared = Comparison({"ours": [1.0, 6.0, 9.0], "dense": [1.0, 1.5, 9.0], "cvmm": [1.0, 12.0, 17.0]}, {}, {})
     assert compared.over("ours", "dense") == 1.0 and compared.over("ours", "ScatterMoE") is None
     assert bench._missed(compared, None) == []

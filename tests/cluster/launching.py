@@ -23,7 +23,7 @@ from rich.console import Console
 from cluster.launcher import Start, launch
 from cluster.run_lock import RunLock
 from cluster.group_plan import GroupPlan
-from distributed.recipe import ClusterConfig
+from distributed.cluster_config import ClusterConfig
 from distributed.run_folder import RunFolder
 
 run, address = RunFolder(Path(sys.argv[1])), sys.argv[2] or None

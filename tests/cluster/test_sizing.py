@@ -8,7 +8,8 @@ from cluster.errors import ClusterError
 from cluster.group_plan import GroupPlan
 from cluster.layouts import fit_expert_parallel
 from cluster.sizing import plan_group
-from distributed.recipe import ClusterConfig, Recipe
+from distributed.cluster_config import ClusterConfig
+from distributed.recipe import Recipe
 
 
 def sized(recipe: Recipe, **cluster: object) -> Recipe:

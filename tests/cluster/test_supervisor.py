@@ -13,7 +13,8 @@ from cluster import group_watch
 from cluster.events import FAILURES, RunEvent, read_events, restarts
 from cluster.group_plan import GroupPlan
 from cluster.supervisor import Supervisor
-from distributed.recipe import Recipe, TableParallelConfig
+from distributed.layout_config import TableParallelConfig
+from distributed.recipe import Recipe
 from distributed.run_folder import RunFolder
 
 Supervise = Callable[..., tuple[int, RunFolder]]

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.config import DataConfig, SourceConfig, TokenizerConfig
+from data_pipeline.config import DataConfig, TokenizerConfig
 from data_pipeline.prepare import prepare
+from data_pipeline.source_config import SourceConfig
 
 
 def write_tree(root: Path, folders: int = 8, files: int = 5, words: int = 300, seed: int = 0) -> Path:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from data_pipeline.config import DataConfig, SourceConfig, TokenizerConfig
+from data_pipeline.config import DataConfig, TokenizerConfig
 from data_pipeline.manifest import content_fields
+from data_pipeline.source_config import SourceConfig
 from data_pipeline.tokens import token_type
 
 

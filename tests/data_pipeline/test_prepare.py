@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from conftest import text_config, write_tree
 
-from data_pipeline.config import DataConfig, HeldOutConfig, SourceConfig, TokenizerConfig
+from data_pipeline.config import DataConfig, TokenizerConfig
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import SPLITS, Split, check
 from data_pipeline.prepare import prepare
 from data_pipeline.shards import windows_a_shard
+from data_pipeline.source_config import HeldOutConfig, SourceConfig
 from data_pipeline.sources import list_parts, read_part
 from data_pipeline.tokenizer import END_TOKEN, load_tokenizer
 from data_pipeline.windows import Windows

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.config import SourceConfig
 from data_pipeline.documents import Document
 from data_pipeline.errors import DataError
+from data_pipeline.source_config import SourceConfig
 from data_pipeline.sources import list_parts, read_part, records, trees
 from data_pipeline.sources.trees import cut_at_blank_lines
 

@@ -9,8 +9,8 @@ from small_model import SmallModel
 from torch import Tensor
 
 from distributed.engine import Engine, build_engine
-from distributed.recipe import TrainConfig
 from distributed.topology import Topology, init_topology
+from distributed.train_config import TrainConfig
 from model.exchange import Exchange
 from model.pkm import PKM
 from model.product_key_config import PKMConfig

@@ -11,7 +11,7 @@ from pool import Pool, WorkerError
 from small_run import recipe_values, write_corpus
 
 from distributed.guard import LEAST_LOSSES, Guard, Trouble
-from distributed.recipe import GuardConfig
+from distributed.run_config import GuardConfig
 from distributed.run_folder import RunFolder
 from distributed.skips import Skips
 

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from distributed.errors import RunError
-from distributed.recipe import RouterConfig
 from distributed.recipe_file import load_recipe
 from distributed.replay import ChoiceReader, ChoiceWriter, NoReplay, open_replay
+from distributed.run_config import RouterConfig
 from distributed.run_folder import RunFolder
 from distributed.topology import Topology
 

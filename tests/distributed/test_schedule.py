@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from distributed.recipe import ScheduleConfig, TrainConfig
 from distributed.schedule import learning_rate
+from distributed.train_config import ScheduleConfig, TrainConfig
 
 
 def config(steps: int, lr: float, **schedule: object) -> TrainConfig:

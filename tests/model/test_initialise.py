@@ -1,4 +1,4 @@
-"""Starting values: the table of the spec, and that they depend on nothing but seed and name."""
+"""Starting values: their distributions by parameter, and that they depend on nothing but seed and name."""
 
 from __future__ import annotations
 
