@@ -8,13 +8,14 @@ few windows and one checkpoint. A depth that is drawn is tried at its greatest.
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
 
+from cluster.disk import bytes_below, delete, size_words
 from cluster.dry_run_tables import expected, measured
+from cluster.exit_codes import DONE, FAILED
 from cluster.new_run import NewRun, clear
 from cluster.run_lock import RunLock
 from cluster.sizing import plan_run
@@ -23,7 +24,7 @@ from data_pipeline.documents import digest_of
 from data_pipeline.manifest import content_fields
 from data_pipeline.source_config import SourceConfig
 from distributed.recipe import Recipe
-from distributed.run_folder import RunFolder
+from distributed.run_folder import RunFolder, data_folder
 
 CORPUS_MEGABYTES = 8
 
@@ -44,14 +45,30 @@ class DryRun:
         console.print(expected(recipe, trial, plan.workers), highlight=False)
         with RunLock(RunFolder.named(trial.name)) as lock:
             clear(lock.run)  # what a trial left that was killed
+            code = FAILED
             try:
                 code = small.begin(trial, plan, lock, console)
-                if code == 0:
+                if code == DONE:
                     console.print(measured(recipe, lock.run), highlight=False)
                 return code
             finally:
                 if not self.keep:
-                    shutil.rmtree(lock.run.path)
+                    leave(lock.run, console, failed=code == FAILED)
+                data = data_folder(trial)
+                if data.exists():
+                    console.print(f"data set {data} ({size_words(bytes_below(data))}) stays for other dry runs", soft_wrap=True)
+
+
+def leave(run: RunFolder, console: Console, failed: bool) -> None:
+    """Delete a trial's folder; of one that failed its logs stay, and it is said where."""
+    logs = run.logs if failed and run.logs.is_dir() and any(run.logs.iterdir()) else None
+    for entry in run.path.iterdir():
+        if entry != logs:
+            delete(entry)
+    if logs is None:
+        run.path.rmdir()
+    else:
+        console.print(f"logs of the failed steps: {logs}", highlight=False, soft_wrap=True)
 
 
 def shortened(recipe: Recipe, steps: int, workers: int) -> list[str]:

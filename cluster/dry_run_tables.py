@@ -7,6 +7,7 @@ import math
 from rich.table import Table
 
 from cluster.checkpoints import checkpoint_steps
+from cluster.disk import bytes_below, size_words
 from cluster.errors import ClusterError
 from distributed.build import choose_dtype
 from distributed.json_lines import read_lines
@@ -32,8 +33,8 @@ def expected(recipe: Recipe, trial: Recipe, workers: int) -> Table:
     table.add_row("run", f"{recipe.train.steps:,} steps of {recipe.train.global_batch} x {length} tokens: {tokens / 1e9:,.2f} B tokens")
     table.add_row(
         f"state a rank, {workers} workers",
-        f"{_gb(state.total)}: weights {_gb(state.weights)}, gradients {_gb(state.gradients)}, "
-        f"masters {_gb(state.masters)}, moments {_gb(state.moments)}; activations not counted",
+        f"{size_words(state.total)}: weights {size_words(state.weights)}, gradients {size_words(state.gradients)}, "
+        f"masters {size_words(state.masters)}, moments {size_words(state.moments)}; activations not counted",
     )
     return table
 
@@ -51,11 +52,11 @@ def measured(recipe: Recipe, run: RunFolder) -> Table:
     speed = lines[-1]["tokens_per_second"]
     days = recipe.train.steps * recipe.train.global_batch * recipe.data.seq_len / speed / 86400
     losses = ["skipped" if line["loss"] is None else f"{line['loss']:.3f}" for line in lines]
-    saved = sum(file.stat().st_size for file in run.checkpoints.rglob("*") if file.is_file())
+    saved = bytes_below(run.checkpoints)
     table = Table(title=f"{recipe.name}: what its first steps took", show_header=False)
     table.add_row("loss, nats a token", ", ".join(losses))
-    table.add_row("peak memory of a rank", _gb(memory))
-    table.add_row("checkpoint", f"step {step}: {_gb(saved)}")
+    table.add_row("peak memory of a rank", size_words(memory))
+    table.add_row("checkpoint", f"step {step}: {size_words(saved)}")
     table.add_row("speed", f"{speed:,.0f} tokens/s, {lines[-1]['step_seconds']:.1f} s a step; the whole run here: {days:,.1f} days")
     if recipe.model.depth.sample is not None:
         table.add_row("repeats", f"{recipe.model.depth.sample.max} in every step: the most that the recipe draws")
@@ -74,7 +75,3 @@ def check_counted(recipe: Recipe, run: RunFolder, step: int) -> None:
     saved, stored = sum(math.prod(shape) for shape in manifest.shapes().values()), parameters(recipe.model).stored
     if saved != stored:
         raise ClusterError(f"the checkpoint has {saved:,} parameters where the configuration says {stored:,}; this is a fault of ours")
-
-
-def _gb(count: int) -> str:
-    return f"{count / 1e9:.2f} GB"

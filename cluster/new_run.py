@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 
 from rich.console import Console
 
 from cluster.checkpoints import checkpoint_steps
 from cluster.corpus import ensure_corpus
+from cluster.disk import delete
 from cluster.group_plan import GroupPlan
 from cluster.launcher import Start, launch
 from cluster.layouts import fit_expert_parallel
@@ -131,12 +131,8 @@ def check_stands_alone(run: RunFolder) -> None:
 def clear(run: RunFolder) -> None:
     """Empty a run's folder but for its lock, which the caller holds."""
     for entry in run.path.iterdir():
-        if entry == lock_path(run):
-            continue
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
+        if entry != lock_path(run):
+            delete(entry)
 
 
 def has_checkpoint(run: RunFolder) -> bool:

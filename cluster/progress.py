@@ -12,17 +12,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from cluster.events import RunEvent, events_path
 from cluster.events import words as event_words
 from cluster.metrics_tail import MetricsTail
+from distributed.depth_figures import depth_words
 from distributed.run_folder import RunFolder
 
 REFRESH_SECONDS = 0.5
 PLAIN_SECONDS = 10.0
 
 
-def follow(run: RunFolder, steps: int, alive: Callable[[], bool], console: Console) -> None:
-    """Show the run's figures until `alive` says no. `steps`: how many the run will have."""
+def follow(run: RunFolder, steps: int, alive: Callable[[], bool], console: Console, known: dict[str, Any] | None = None) -> None:
+    """Show the run's figures until `alive` says no. `steps`: how many the run will have; `known`: figures to begin with."""
     tail, news = MetricsTail(run.metrics_path), MetricsTail(events_path(run))
     show = LiveLine(steps, console) if console.is_terminal else PlainLines(steps, console)
     with show:
+        show.figures(known or {})
         while True:
             last = not alive()
             for line in news.read():
@@ -96,11 +98,12 @@ class LiveLine:
 
 
 def words(figures: dict[str, Any], steps: int) -> str:
-    """Loss, speed and time left of one interval."""
+    """Loss, depth where it is not fixed, speed and time left of one interval."""
     loss = figures["loss"]
     shown = "not finite" if loss is None else f"{loss:.4f}"
     left = duration((steps - figures["step"]) * figures["step_seconds"])
-    return f"loss {shown}  {figures['tokens_per_second']:,.0f} tokens/s  {figures['step_seconds']:.2f} s/step  {left} left"
+    speed = f"{figures['tokens_per_second']:,.0f} tokens/s  {figures['step_seconds']:.2f} s/step"
+    return f"loss {shown}{depth_words(figures)}  {speed}  {left} left"
 
 
 def held_out_words(figures: dict[str, Any]) -> str:

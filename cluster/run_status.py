@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from rich.console import Console
 from rich.table import Table
 
 from cluster.events import read_events, restarts, words
-from cluster.progress import duration
+from cluster.progress import duration, follow
 from cluster.run_lock import is_held
 from distributed.run_folder import RunFolder
 
@@ -75,3 +76,13 @@ def status_table(rows: list[RunStatus]) -> Table:
         age = "-" if row.age_seconds is None else duration(row.age_seconds)
         table.add_row(row.name, row.state, step, loss, speed, goodput, str(row.restarts), age)
     return table
+
+
+def watch(run: RunFolder, console: Console) -> None:
+    """The progress line of a run that another process started, from its last figures on until it ends."""
+    state = run.read_state()
+    begun = "loss" in state and state["state"] != "starting"
+    known = {name: value for name, value in state.items() if name != "held_out"} if begun else None
+    follow(run, run.recipe().train.steps, lambda: status_of(run).state in AT_WORK, console, known)
+    found = status_of(run)
+    console.print(f"run {found.name}: {found.state} at step {found.step or 0}", highlight=False)

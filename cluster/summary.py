@@ -31,6 +31,8 @@ def print_summary(run: RunFolder, console: Console) -> None:
 def page(summary: dict[str, Any], events: Sequence[RunEvent] = ()) -> RenderableType:
     """The whole page of a summary, and what happened to the run's groups."""
     parts: list[RenderableType] = [_headline(summary), losses(summary["losses"]), speed(summary)]
+    if summary["depth"]:
+        parts.append(depth(summary["depth"]))
     if summary["parts"]:
         parts.append(times(summary["parts"]))
     if summary["goodput"]["wall"] > 0:
@@ -119,6 +121,20 @@ def restart_table(events: Sequence[RunEvent]) -> Table:
             table.add_row(f"{event.kind}{who}", _number(event.step, "d"), "", "" if event.world is None else str(event.world))
         elif event.kind == "recovered":
             table.add_row("  recovered", _number(event.step, "d"), f"{event.seconds:.1f}", str(event.world))
+    return table
+
+
+def depth(figures: dict[str, float]) -> Table:
+    """How deep passes went, of a model that draws its repeats or whose tokens halt."""
+    table = _table("Depth", "", "whole run")
+    forms = {
+        "repeats": ("repeats drawn a step", ".2f"),
+        "mean_passes": ("passes a token took", ".2f"),
+        "saved_share": ("multiply-accumulates saved by halting", ".1%"),
+    }
+    for name, value in figures.items():
+        label, form = forms[name]
+        table.add_row(label, _number(value, form))
     return table
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from distributed.clock import PARTS, STEP_PARTS
+from distributed.depth_figures import depth_over
 from distributed.load import dead_share, imbalance, never_used_share, routing_entropy, unevenness
 
 
@@ -19,7 +20,7 @@ from distributed.load import dead_share, imbalance, never_used_share, routing_en
 class Interval:
     """Sums over the ranks for the steps since the last logging.
 
-    `repeats`, and `flops` as if no token halted, are summed over the steps as they were made.
+    `repeats` (None where no step draws its own), and `flops` as if no token halted, are summed over the steps as they were made.
     `loss` and `balance` are summed over the steps that were not skipped; `seconds_WP` has the order of `PARTS`;
     `damaged` windows could not be read and were left out; `use` are the figures of `ExpertUse` for the last micro-batch of every rank.
     """
@@ -28,7 +29,7 @@ class Interval:
     skipped: int
     damaged: int
     tokens: int
-    repeats: int
+    repeats: int | None
     flops: float
     loss: float
     balance: float
@@ -78,7 +79,7 @@ def interval_figures(interval: Interval, schedule: list[int]) -> dict[str, Any]:
         "skipped_steps": interval.skipped,
         "damaged_windows": interval.damaged,
         "tokens": interval.tokens,
-        "repeats": interval.repeats / steps,
+        "repeats": None if interval.repeats is None else interval.repeats / steps,
         "flops": executed,
         "tokens_per_second": tokens_per_second,
         "step_seconds": step_seconds,
@@ -95,7 +96,7 @@ def interval_figures(interval: Interval, schedule: list[int]) -> dict[str, Any]:
 
 
 def whole_run(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """Speed and parts over all intervals of metrics.jsonl (each step weighs the same); empty before the first."""
+    """Speed, parts and depth over all intervals of metrics.jsonl (each step weighs the same); empty before the first."""
     intervals = [line for line in lines if line.get("interval_steps")]
     if not intervals:
         return {}
@@ -110,6 +111,7 @@ def whole_run(lines: list[dict[str, Any]]) -> dict[str, Any]:
         "step_seconds": step_seconds,
         "tokens_per_second": tokens / sum(seconds) if sum(seconds) > 0 else None,
         "model_flop_use": sum(use * time for use, time in uses) / sum(time for _, time in uses) if uses else None,
+        "depth": depth_over(intervals),
     }
 
 

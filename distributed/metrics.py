@@ -178,7 +178,7 @@ class Metrics:
             skipped=self._skipped,
             damaged=int(damaged_W.sum()),
             tokens=self._tokens,
-            repeats=self._repeats,
+            repeats=None if self._recipe.model.depth.sample is None else self._repeats,
             flops=self._flops,
             loss=loss,
             balance=balance,

@@ -1,10 +1,38 @@
-"""One field of a recipe's text changed, and nothing else: comments, order and layout stay as they were written."""
+"""Fields of a recipe's text changed, and nothing else: comments, order and layout stay as they were written."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import yaml
 
 from distributed.errors import RunError
+from distributed.recipe_file import check_recipe, load_recipe
+
+
+def overridden(path: Path, overrides: list[str]) -> str:
+    """The text of a recipe file with `field=value` overrides written into it.
+
+    Raises:
+        RunError: an override is wrong, or the text cannot say it.
+    """
+    wanted, text = load_recipe(path, overrides), path.read_text()
+    for override in overrides:
+        field, _, value = override.partition("=")
+        text = set_field(text, field, value)
+        if not _is_yaml(text):
+            raise RunError(f"override '{override}' cannot be written into {path}; change the field in a file of your own")
+    if overrides and check_recipe(yaml.safe_load(text), f"{path} with {' '.join(overrides)}") != wanted:
+        raise RunError(f"{path} cannot be written with {' '.join(overrides)}; change the fields in a file of your own")
+    return text
+
+
+def _is_yaml(text: str) -> bool:
+    try:
+        yaml.safe_load(text)
+    except yaml.YAMLError:
+        return False
+    return True
 
 
 def set_field(text: str, field: str, value: int | str) -> str:
@@ -22,8 +50,16 @@ def set_field(text: str, field: str, value: int | str) -> str:
         group = found
     written = _child(group, last)
     if written is not None:
-        return text[: written.start_mark.index] + str(value) + text[written.end_mark.index :]
+        return text[: written.start_mark.index] + str(value) + text[_end(written) :]
     return _add(text, group, f"{last}: {value}")
+
+
+def _end(node: yaml.Node) -> int:
+    """Where what is written of a node ends: a group in lines is said to end where the next field begins."""
+    if not isinstance(node, yaml.CollectionNode) or node.flow_style or not node.value:
+        return int(node.end_mark.index)
+    last = node.value[-1]
+    return _end(last[1] if isinstance(node, yaml.MappingNode) else last)
 
 
 def _child(group: yaml.Node, name: str) -> yaml.Node | None:

@@ -75,7 +75,7 @@ class RunWriter:
 
     def _write_state(self, step: int, figures: dict[str, Any], held_out: dict[str, float]) -> None:
         left = (self._recipe.train.steps - step) * figures["step_seconds"]
-        names = ("loss", "tokens_per_second", "step_seconds", "model_flop_use", "lr", "grad_norm", "world")
+        names = ("loss", "tokens_per_second", "step_seconds", "model_flop_use", "lr", "grad_norm", "world", "repeats", "halting")
         shown = {name: figures[name] for name in names}
         shown |= {"steps": self._recipe.train.steps, "seconds_left": left, "goodput": figures["goodput"]["goodput"]}
         state = "stopping" if self._run.stop_path.exists() else "running"
@@ -121,6 +121,8 @@ def scalars(figures: dict[str, Any]) -> dict[str, float]:
         curves["memory/device_gib_max"] = figures["device_bytes_max"] / 2**30
     if figures["damaged_windows"]:
         curves["data/damaged_windows"] = figures["damaged_windows"]
+    if figures["repeats"] is not None:
+        curves["depth/repeats"] = figures["repeats"]
     if "epoch" in figures:
         curves["loss/epoch"] = figures["epoch"]
     curves |= {f"step_time/{name}": seconds for name, seconds in figures["parts"].items()}

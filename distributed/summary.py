@@ -69,6 +69,7 @@ def build_summary(
             **compare(loss, baselines),
         },
         "speed": {name: over_run.get(name) for name in ("tokens_per_second", "step_seconds", "model_flop_use")},
+        "depth": over_run.get("depth", {}),
         "parts": over_run.get("parts", {}),
         "load": last.get("load", {}),
         "use": last.get("use", {}),

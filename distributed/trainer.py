@@ -30,8 +30,8 @@ from distributed.clock import StepClock
 from distributed.deterministic import make_deterministic
 from distributed.engine import build_engine
 from distributed.errors import RunError
-from distributed.evaluate import held_out_loss
 from distributed.guard import Guard, Trouble
+from distributed.held_out import Scoring, held_out_loss
 from distributed.metrics import Metrics
 from distributed.move import settle_move
 from distributed.persistence import Persistence
@@ -219,18 +219,12 @@ class Trainer:
 
     def _validate(self) -> dict[str, float]:
         """Held-out nats a token, per source."""
+        wanted = self.recipe.validation
+        scoring = Scoring(wanted.batch, wanted.windows, self.document_end)
         losses = {}
         for source in self.recipe.data.sources:
             windows = Windows(self.data_folder, "held_out", source.name, skip_damaged=self.recipe.data.on_damage == "skip")
-            losses[source.name] = held_out_loss(
-                self.model,
-                windows,
-                self.recipe.validation.batch,
-                self.topology.device,
-                topology=self.topology,
-                max_windows=self.recipe.validation.windows,
-                end_of_document=self.document_end,
-            )["nats"]
+            losses[source.name] = held_out_loss(self.model, windows, scoring, self.topology.device, self.topology)["nats"]
             self.run.append_damaged(self.step, windows.damaged)
         return losses
 

@@ -1,7 +1,8 @@
 """Try a recipe: print its sizes and costs, then make its first steps at full size on small data of this machine.
 
 Nothing of the recipe's corpus is fetched. RECIPE and field=value as for train; a smaller machine takes it with, for example,
-cluster.workers=1 train.micro_batch=1 train.recompute=visit. The run's folder is removed however it ends; --keep keeps it and its logs.
+cluster.workers=1 train.micro_batch=1 train.recompute=visit. The run's folder is removed, but for the logs where it failed; --keep keeps
+all of it. The small data set stays, for other dry runs.
 """
 
 from __future__ import annotations

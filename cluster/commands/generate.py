@@ -8,6 +8,7 @@ import argparse
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("name", metavar="RUN")
+    parser.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
     parser.add_argument("--prompt", default="def ", help="text to continue (default: 'def ')")
     parser.add_argument("--max-new", type=int, default=128, help="tokens to add (default: 128)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default: 0.8)")
@@ -33,5 +34,5 @@ def run(args: argparse.Namespace) -> int:
     from distributed.generate import generate_text
 
     sampling = (args.max_new, args.temperature, args.top_k or None, args.seed)
-    print(generate_text(folder, args.prompt, *sampling, repeats=args.repeats))
+    print(generate_text(folder, args.prompt, *sampling, step=args.step, repeats=args.repeats))
     return 0

@@ -1,7 +1,8 @@
 """A recipe made as large (--by params) or as costly (--by macs) as another one, by changing one field (and the name, to NAME_matched).
 
-The field is the feed-forward's own (experts, their width, sub-keys), else the model's width; --field names another. Without --out
-the matched recipe is printed. MACs are those of a forward pass over one window of RECIPE's data.seq_len.
+The field is the feed-forward's own (experts, their width, sub-keys), else the model's width; --field names another. field=value changes
+RECIPE first and is written into the result. Without --out the matched recipe is printed. MACs are those of a forward pass over one
+window of RECIPE's data.seq_len.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("recipe", metavar="RECIPE", help="the recipe to change: a path or the name of a file in configs/")
+    parser.add_argument("overrides", nargs="*", metavar="field=value", help="changes to RECIPE, for example model.d_model=512")
     parser.add_argument("--to", required=True, metavar="OTHER", help="the recipe whose size is wanted")
     parser.add_argument("--by", required=True, choices=("params", "macs"), help="what is made equal")
     parser.add_argument("--field", metavar="F", help="the field to change, for example model.feed_forward.n_experts")
     parser.add_argument("--out", metavar="FILE", type=Path, help="write the matched recipe here")
+    parser.add_argument("--force", action="store_true", help="replace FILE if there is one")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -26,18 +29,20 @@ def run(args: argparse.Namespace) -> int:
 
     from cluster.errors import ClusterError
     from cluster.recipes import find_recipe
-    from distributed.recipe_edit import set_field
+    from distributed.recipe_edit import overridden, set_field
     from distributed.recipe_file import check_recipe, load_recipe
     from model.matching import match
 
+    if args.out is not None and args.out.exists() and not args.force:
+        raise ClusterError(f"--out {args.out} is there already; name another file, or replace it with --force")
     source, other = find_recipe(args.recipe), find_recipe(args.to)
-    recipe, target = load_recipe(source), load_recipe(other)
+    recipe, target = load_recipe(source, args.overrides), load_recipe(other)
     field = None if args.field is None else args.field.removeprefix("model.")
     matched = match(recipe.model, target.model, args.by, recipe.data.seq_len, field)
-    remark = f"# {source.name} with model.{matched.field}={matched.value}, which matches {other.name} by {args.by}.\n"
-    renamed = set_field(source.read_text(), "name", f"{recipe.name}_matched")
-    text = remark + set_field(renamed, f"model.{matched.field}", matched.value)
-    check_recipe(yaml.safe_load(text), f"{source.name} with model.{matched.field}={matched.value}")  # the rest of it may not fit
+    changed = f"{source.name} with {' '.join([*args.overrides, f'model.{matched.field}={matched.value}'])}"
+    renamed = set_field(overridden(source, args.overrides), "name", f"{recipe.name}_matched")
+    text = f"# {changed}, which matches {other.name} by {args.by}.\n" + set_field(renamed, f"model.{matched.field}", matched.value)
+    check_recipe(yaml.safe_load(text), changed)  # the rest of it may not fit
     if args.out is None:
         print(text, end="")
     else:
@@ -48,8 +53,7 @@ def run(args: argparse.Namespace) -> int:
     unit = "parameters" if args.by == "params" else f"MACs a window of {recipe.data.seq_len} tokens"
     difference = matched.got - matched.wanted
     print(
-        f"{other.name}: {matched.wanted:,} {unit}\n"
-        f"{source.name} with model.{matched.field}={matched.value}: {matched.got:,} ({difference:+,}, {difference / matched.wanted:+.4%})",
+        f"{other.name}: {matched.wanted:,} {unit}\n{changed}: {matched.got:,} ({difference:+,}, {difference / matched.wanted:+.4%})",
         file=sys.stderr,
     )
     return 0

@@ -1,5 +1,6 @@
 """List runs with state, step, loss, tokens/s, goodput (share of the time since submission in steps that survived) and the figures' age.
 
+With names also their checkpoints. -f goes on with the progress line of one run until it ends; Ctrl-C leaves the run at work.
 `lost`: the run was at work, but its process is gone; resume goes on from its newest checkpoint.
 """
 
@@ -11,15 +12,20 @@ import argparse
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("names", nargs="*", metavar="RUN", help="only these (default: all)")
+    parser.add_argument("-f", "--follow", action="store_true", help="go on until the run ends")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the table, and under it what last happened to a run's group and why a failed run failed."""
     from rich.console import Console
 
-    from cluster.run_status import status_of, status_table
+    from cluster.checkpoints import checkpoint_table, stored_checkpoints
+    from cluster.errors import ClusterError
+    from cluster.run_status import status_of, status_table, watch
     from distributed.run_folder import RunFolder, all_runs, runs_root
 
+    if args.follow and len(args.names) != 1:
+        raise ClusterError(f"-f follows one run, {len(args.names)} are named: ./launch.sh status -f RUN")
     console = Console()
     folders = [RunFolder.existing(name) for name in args.names] or all_runs()
     if not folders:
@@ -32,4 +38,11 @@ def run(args: argparse.Namespace) -> int:
             console.print(f"{row.name}: {row.last_event}", highlight=False, markup=False, soft_wrap=True)
         if row.state == "failed" and row.reason:
             console.print(f"\n{row.name}: {row.reason}", highlight=False, markup=False, soft_wrap=True)
+    for folder in folders if args.names else []:
+        found = stored_checkpoints(folder)
+        console.print(f"\n{folder.full_name}: {len(found) or 'no'} checkpoint{'' if len(found) == 1 else 's'}", highlight=False)
+        if found:
+            console.print(checkpoint_table(found, folder.recipe().checkpoint.keep_every))
+    if args.follow:
+        watch(folders[0], console)
     return 0

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     job = submit_job(recipe, args.branch_from, address)
     print(f"run {recipe.name} is job {job} at {address}", flush=True)
     print(f"  {await_start(job, recipe, address)}; its own words: ray job logs --address {address} {job}")
-    print(f"  ./launch.sh status {recipe.name}    ./launch.sh logs -f {recipe.name}    ./launch.sh stop {recipe.name}")
+    print(f"  ./launch.sh status -f {recipe.name}    ./launch.sh logs -f {recipe.name}    ./launch.sh stop {recipe.name}")
     return 0
 
 

@@ -74,7 +74,8 @@ MISTAKES = [
     (["generate", "nope"], "there is no run 'nope'"),
     (["generate", "nope", "--temperature", "-1"], "--temperature must be 0 or more"),
     (["generate", "nope", "--repeats", "0"], "--repeats must be 1 or more"),
-    (["eval", "nope", "--repeats", "0"], "--repeats is 0; it must be 1 or more"),
+    (["eval", "nope", "--repeats", "0"], "--repeats is 0, of which '0' is no whole number of 1 or more"),
+    (["eval", "nope", "--repeats", "1,x"], "--repeats is 1,x, of which 'x' is no whole number"),
     (["submit", "--nodes", "0"], "--nodes is 0"),
     (["bench", "nosuch"], "unknown benchmark 'nosuch'"),
 ]
@@ -134,6 +135,18 @@ def test_stop_of_a_run_that_is_not_at_work(make_run: Callable[..., RunFolder], c
     assert main(["stop", "a"]) == 2
     assert "not at work (state: lost)" in capsys.readouterr().err
     assert not run.stop_path.exists()
+
+
+def test_generate_takes_the_checkpoint_that_is_asked_for(
+    make_run: Callable[..., RunFolder], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def text(run: RunFolder, prompt: str, *sampling: object, step: int | None, repeats: int | None) -> str:
+        return f"{run.name} {prompt}{step} {repeats}"
+
+    make_run("a", "finished")
+    monkeypatch.setattr("distributed.generate.generate_text", text)
+    assert main(["generate", "a", "--prompt", "at ", "--step", "30"]) == 0
+    assert capsys.readouterr().out == "a at 30 None\n"
 
 
 def test_logs(make_run: Callable[..., RunFolder], capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""A dry run changes what makes a run long and nothing of its model, windows or optimizer, and leaves nothing behind."""
+"""A dry run changes what makes a run long and nothing of its model, windows or optimizer, and leaves little behind."""
 
 from __future__ import annotations
 
@@ -94,6 +94,7 @@ def launched(home: Path, monkeypatch: pytest.MonkeyPatch) -> Launched:
     def launch(start: Start, lock: RunLock, console: Console) -> int:
         seen.append((start.run.name, sorted(path.name for path in start.run.checkpoints.iterdir())))
         train_by_hand(start.run, start.recipe)
+        (start.run.logs / "rank-00000.log").write_text("what happened")
         return DONE if start.recipe.train.steps > 1 else FAILED
 
     monkeypatch.setattr("cluster.new_run.launch", launch)
@@ -119,7 +120,7 @@ def test_figures_are_of_the_run_that_ran_and_nothing_stays(home: Path, launched:
     assert kept.metrics_path.read_bytes() == before and not RunFolder.named("dry-run-small-2").path.exists()
 
 
-def test_what_a_killed_trial_left_is_cleared_and_a_failed_one_leaves_nothing(
+def test_what_a_killed_trial_left_is_cleared_and_a_failed_one_leaves_its_logs(
     home: Path, launched: Launched, make_run: Callable[..., RunFolder]
 ) -> None:
     words = [str(write_recipe(home, "small"))]
@@ -127,7 +128,29 @@ def test_what_a_killed_trial_left_is_cleared_and_a_failed_one_leaves_nothing(
     code, text = told(words, steps=1)
     assert launched == [("dry-run-small", [])], "an old checkpoint would be refused"
     assert code == FAILED and "first steps took" not in text
+    run = RunFolder.named("dry-run-small")
+    assert f"logs of the failed steps: {run.logs}" in text and [entry.name for entry in run.path.iterdir()] == ["logs"]
+    assert (run.logs / "rank-00000.log").read_text() == "what happened"
+    assert told(words, steps=2)[0] == DONE and not run.path.exists(), "the next trial clears them"
+
+
+def test_a_trial_that_is_refused_leaves_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(recipe: Recipe, console: Console) -> None:
+        raise ClusterError("no")
+
+    monkeypatch.setattr("cluster.new_run.ensure_corpus", refuse)
+    with pytest.raises(ClusterError):
+        told([str(write_recipe(home, "small"))])
     assert not RunFolder.named("dry-run-small").path.exists()
+
+
+def test_the_data_set_that_stays_is_named(home: Path, launched: Launched) -> None:
+    path = write_recipe(home, "small")
+    data = home / small_data(load_recipe(path).data).folder
+    data.mkdir(parents=True)
+    (data / "tokens").write_bytes(bytes(2500))
+    _, text = told([str(path)])
+    assert f"data set {data} (2.50 kB) stays for other dry runs" in text and data.exists()
 
 
 def test_a_checkpoint_of_another_size_is_our_fault(make_run: Callable[..., RunFolder], recipe: Recipe) -> None:

@@ -26,7 +26,7 @@ def shown(
     make_run("a", "finished")
     total = {"nats": 2.0, "perplexity": 7.389, "tokens": 12_345, "windows": 7}
     answer = {"run": "a", "step": 3, "protocol": "tail", "repeats": 2, "sources": {"text": total}, "total": total, "experts": use}
-    patch.setattr(evaluate, "evaluate_run", lambda *arguments: answer if arguments[6] else pytest.fail("not asked for"))
+    patch.setattr(evaluate, "evaluate_run", lambda *arguments: [answer] if arguments[6] else pytest.fail("not asked for"))
     assert main(["eval", "a", "--experts"]) == 0
     return capsys.readouterr().out.splitlines()
 

@@ -35,6 +35,7 @@ SUMMARY: dict[str, Any] = {
         "above_bigram": 0.375,
     },
     "speed": {"tokens_per_second": 4321.0, "step_seconds": 0.95, "model_flop_use": 0.213},
+    "depth": {},
     "parts": {"forward": 0.25, "experts": 0.5, "backward": 0.25, "checkpoint": 0.0},
     "load": {
         "dead_share": 0.125,
@@ -114,6 +115,16 @@ def test_a_run_without_experts_or_figures_still_has_a_page(tmp_path: Path) -> No
     )
     assert "No held-out loss yet." in text
     assert "Expert load" not in text
+
+
+def test_depth_is_shown_where_it_is_not_fixed(tmp_path: Path) -> None:
+    assert "Depth" not in render(tmp_path)
+    rows = [
+        line.split("│")[1:3] for line in render(tmp_path, depth={"repeats": 3.256, "mean_passes": 2.5, "saved_share": 0.25}).splitlines()
+    ]
+    shown = {row[0].strip(): row[1].strip() for row in rows if len(row) == 2}
+    assert shown["repeats drawn a step"] == "3.26"
+    assert shown["passes a token took"] == "2.50" and shown["multiply-accumulates saved by halting"] == "25.0%"
 
 
 def test_worse_than_unigram_is_said_loudly() -> None:

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from cluster.metrics_tail import MetricsTail
-from cluster.progress import LiveLine, PlainLines, duration, follow
+from cluster.progress import LiveLine, PlainLines, duration, follow, words
 from data_pipeline.files import write_text
 from distributed.run_folder import RunFolder
 
@@ -75,6 +75,18 @@ def test_plain_lines_survive_a_loss_that_is_not_finite() -> None:
     with PlainLines(20, console) as lines:
         lines.figures({**FIGURES, "loss": None})
     assert "loss not finite" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("depth", "shown"),
+    [
+        ({"repeats": None, "halting": {}}, "loss 2.5000  1,234 tokens/s"),
+        ({"repeats": 3.25, "halting": {}}, "loss 2.5000  3.2 repeats  1,234 tokens/s"),
+        ({"halting": {"mean_passes": 2.5, "saved_share": 0.31, "loss": 1.0}}, "loss 2.5000  2.50 passes, 31% saved  1,234 tokens/s"),
+    ],
+)
+def test_depth_is_told_where_it_is_not_fixed(depth: dict[str, object], shown: str) -> None:
+    assert words({**FIGURES, **depth}, 20).startswith(shown)
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (59.6, "1:00"), (309, "5:09"), (3909, "1:05:09"), (-3, "0:00")])

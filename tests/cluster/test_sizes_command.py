@@ -55,9 +55,30 @@ def test_without_out_the_recipe_is_printed(capsys: pytest.CaptureFixture[str]) -
     assert "243,326,784 (-241,916, -0.0993%)" in shown.err
 
 
+def test_overrides_are_matched_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, source = tmp_path / "matched.yaml", CONFIGS / "paper" / "moeut_44m.yaml"
+    overrides = ["model.feed_forward.top_k=4", "train.lr=3e-4", "model.depth={group: 2, repeats: 4}"]
+    words = ["match", "paper/moeut_44m", "--to", "paper/dense_44m", "--by", "params", "--out", str(out), *overrides]
+    assert main(words) == 0
+    made, expected = load_recipe(out), load_recipe(source, overrides)
+    number = made.model.feed_forward.n_experts  # type: ignore[union-attr]
+    matched = expected.model.feed_forward.model_copy(update={"n_experts": number})
+    wanted = expected.model_copy(update={"name": "moeut_44m_matched", "model": expected.model.model_copy(update={"feed_forward": matched})})
+    assert made == wanted
+    assert f"moeut_44m.yaml with {' '.join(overrides)} model.feed_forward.n_experts={number}: " in capsys.readouterr().err
+    before = out.read_text()
+    assert main([*words, "train.lr=1e-3"]) == 2
+    assert f"--out {out} is there already" in capsys.readouterr().err and out.read_text() == before
+    assert main([*words, "train.lr=1e-3", "--force"]) == 0
+    assert load_recipe(out).train.lr == 1e-3
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--by", "params", "model.d_modle=8"], "model.d_modle: unknown field; did you mean d_model?"),
+        (["--by", "params", "cluster.workers=2"], "the recipe leaves cluster at its default; write it out"),
+        (["--by", "params", "data.tokenizer=@nowhere.yaml"], "nowhere.yaml: No such file"),
         (["--by", "params", "--field", "model.feed_forward.top_k"], "model.feed_forward.top_k leaves it at"),
         (["--by", "params", "--field", "model.norm"], "name a field that is a whole number"),
         (["--by", "params", "--field", "model.vocab_size"], "make them equal"),

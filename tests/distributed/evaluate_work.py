@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from distributed.build import build_exchange
-from distributed.evaluate import held_out_loss
 from distributed.expert_use import ExpertUse
+from distributed.held_out import Scoring, held_out_loss
 from distributed.recipe import Recipe
 from distributed.recipe_file import check_recipe
 from distributed.reduction import sum_over_ranks
@@ -72,12 +72,12 @@ def model_for(topology: Topology) -> MoEUT:
 def score_rank(expert_parallel: int, batch: int, max_windows: int | None) -> dict[str, Any]:
     """One rank of a world that a launcher made."""
     topology = init_topology(expert_parallel, device="cpu", timeout_seconds=30, use_deepspeed=False)
-    return held_out_loss(model_for(topology), ListedWindows(), batch, torch.device("cpu"), topology, max_windows)
+    return held_out_loss(model_for(topology), ListedWindows(), Scoring(batch, max_windows), torch.device("cpu"), topology)
 
 
 def use_rank(expert_parallel: int, batch: int) -> dict[str, Any]:
     """One rank of a world that counts the use of experts."""
     topology = init_topology(expert_parallel, device="cpu", timeout_seconds=30, use_deepspeed=False)
     use = ExpertUse(recipe().model, torch.device("cpu"))
-    held_out_loss(model_for(topology), ListedWindows(), batch, torch.device("cpu"), topology, use=use)
+    held_out_loss(model_for(topology), ListedWindows(), Scoring(batch, use=use), torch.device("cpu"), topology)
     return use.figures(sum_over_ranks(use.sums(), topology, "use"))

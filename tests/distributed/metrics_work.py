@@ -24,7 +24,7 @@ STEPS = 3
 TOKENS = 8
 
 
-def recipe(expert_parallel: int = 1, heat_maps_every: int = STEPS, move: str = "tokens") -> Recipe:
+def recipe(expert_parallel: int = 1, heat_maps_every: int = STEPS, move: str = "tokens", sample: dict[str, Any] | None = None) -> Recipe:
     """A small recipe with two visits and seven experts."""
     return check_recipe(
         {
@@ -32,7 +32,7 @@ def recipe(expert_parallel: int = 1, heat_maps_every: int = STEPS, move: str = "
             "model": {
                 "vocab_size": 300,
                 "d_model": 8,
-                "depth": {"group": 1, "repeats": 2},
+                "depth": {"group": 1, "repeats": 2, "sample": sample},
                 "attention": {"kind": "dense", "n_heads": 2, "d_head": 4},
                 "feed_forward": {"kind": "sigma_moe", "n_experts": N_EXPERTS, "d_expert": 4, "top_k": 2},
             },

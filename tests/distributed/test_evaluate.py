@@ -12,7 +12,7 @@ from evaluate_work import N_WINDOWS, ListedWindows, model_for
 from metrics_work import lone
 from pool import Pool
 
-from distributed.evaluate import held_out_loss, pad
+from distributed.held_out import Scoring, held_out_loss, pad
 
 CPU = torch.device("cpu")
 
@@ -43,7 +43,7 @@ def assert_equal(result: dict[str, Any], expected: tuple[float, int]) -> None:
 
 @pytest.mark.parametrize("batch", [1, 3, 4, 11, 64])
 def test_the_batch_changes_nothing(batch: int, expected: dict[int | None, tuple[float, int]]) -> None:
-    result = held_out_loss(model_for(lone()), ListedWindows(), batch, CPU)
+    result = held_out_loss(model_for(lone()), ListedWindows(), Scoring(batch), CPU)
     assert_equal(result, expected[None])
     assert result["windows"] == N_WINDOWS
 
@@ -64,7 +64,7 @@ def test_the_ranks_change_nothing(
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_is_left_as_it_was(training: bool) -> None:
     model = model_for(lone()).train(training)
-    held_out_loss(model, ListedWindows(), 4, CPU)
+    held_out_loss(model, ListedWindows(), Scoring(4), CPU)
     assert model.training is training
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -76,12 +76,12 @@ def test_the_mode_comes_back_after_a_fault() -> None:
 
     model = model_for(lone())
     with pytest.raises(OSError):
-        held_out_loss(model, Broken(), 4, CPU)
+        held_out_loss(model, Broken(), Scoring(4), CPU)
     assert model.training
 
 
 def test_no_window_gives_no_loss() -> None:
-    result = held_out_loss(model_for(lone()), ListedWindows(), 4, CPU, max_windows=0)
+    result = held_out_loss(model_for(lone()), ListedWindows(), Scoring(4, max_windows=0), CPU)
     assert math.isnan(result["nats"])
     assert result["tokens"] == 0
 
@@ -91,7 +91,7 @@ def test_document_masks_are_those_of_training() -> None:
     model = model_for(lone())
 
     def nats_of_last_token(row: list[int], end_of_document: int | None) -> float:
-        sums = [held_out_loss(model, ListedWindows([part]), 1, CPU, end_of_document=end_of_document) for part in (row, row[:-1])]
+        sums = [held_out_loss(model, ListedWindows([part]), Scoring(1, end_of_document=end_of_document), CPU) for part in (row, row[:-1])]
         return float(sums[0]["total_nats"] - sums[1]["total_nats"])
 
     one, other = [7, 8, 0, 3, 4], [9, 5, 0, 3, 4]

@@ -12,8 +12,8 @@ from metrics_work import lone
 from pool import Pool
 
 from distributed import expert_use
-from distributed.evaluate import held_out_loss
 from distributed.expert_use import ExpertUse, visit_figures
+from distributed.held_out import Scoring, held_out_loss
 from distributed.visit_overlap import VisitOverlap, compare
 from model.config import ModelConfig
 
@@ -176,7 +176,7 @@ def by_hand() -> tuple[list[int], list[list[int]]]:
 @pytest.mark.parametrize("batch", [1, 4, 64])
 def test_evaluation_counts_every_scored_token(batch: int, by_hand: tuple[list[int], list[list[int]]]) -> None:
     use = ExpertUse(recipe().model, CPU)
-    tokens = held_out_loss(model_for(lone()), ListedWindows(), batch, CPU, use=use)["tokens"]
+    tokens = held_out_loss(model_for(lone()), ListedWindows(), Scoring(batch, use=use), CPU)["tokens"]
     assert [use.sums()[f"routes_{visit}"].tolist() for visit in (0, 1)] == by_hand[1]
     assert use.figures(use.sums())["tokens"] == tokens == (N_WINDOWS - 1) * 8 + 3
 
@@ -184,7 +184,7 @@ def test_evaluation_counts_every_scored_token(batch: int, by_hand: tuple[list[in
 @pytest.mark.parametrize(("world", "expert_parallel"), [(2, 1), (2, 2), (3, 3)])
 def test_the_ranks_change_nothing(pool: Pool, world: int, expert_parallel: int) -> None:
     use = ExpertUse(recipe().model, CPU)
-    held_out_loss(model_for(lone()), ListedWindows(), 4, CPU, use=use)
+    held_out_loss(model_for(lone()), ListedWindows(), Scoring(4, use=use), CPU)
     expected = use.figures(use.sums())
     for figures in pool.run(world, "evaluate_work:use_rank", expert_parallel=expert_parallel, batch=3):
         assert figures["tokens"] == expected["tokens"]

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from metrics_work import N_EXPERTS, STEPS, TOKENS, lone, recipe, train
+from metrics_work import N_EXPERTS, STEPS, TOKENS, loads, lone, recipe, train
 from pool import Pool
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from distributed.clock import PARTS
+from distributed.clock import PARTS, StepClock
 from distributed.figures import load_figures
+from distributed.metrics import Metrics
 from distributed.run_folder import RunFolder
 from model.accounting import train_flops_per_token
 
@@ -159,12 +161,23 @@ def test_heat_maps_come_at_their_interval(run: RunFolder) -> None:
     assert (picture.step, picture.width, picture.height) == (3, 1024 // N_EXPERTS * N_EXPERTS, 2 * 24)
 
 
+def test_repeats_are_figures_where_they_are_drawn(run: RunFolder, tmp_path: Path) -> None:
+    train(run, lone())
+    assert "depth/repeats" not in EventAccumulator(str(run.tensorboard)).Reload().Tags()["scalars"]
+    assert run.read_state()["repeats"] is None
+    drawing = RunFolder(tmp_path / "drawing")
+    drawing.create(recipe())
+    metrics = Metrics(drawing, recipe(sample={"kind": "uniform", "max": 3}), lone(), [N_EXPERTS] * 3, 0, StepClock(torch.device("cpu")))
+    for step, repeats in ((1, 3), (2, 2)):
+        metrics.observe(SimpleNamespace(loads=[*loads(0), loads(0)[0]], records=[]), TOKENS)
+        metrics.step(step, torch.tensor(1.0), torch.tensor(0.0), grad_norm=1.0, lr=1.0, tokens=TOKENS, repeats=repeats)
+    metrics.log(2)
+    metrics.close()
+    assert curve(drawing, "depth/repeats") == [(2, 2.5)]
+    assert (lines(drawing)[0]["repeats"], drawing.read_state()["repeats"]) == (2.5, 2.5)
+
+
 def test_a_model_without_experts(run: RunFolder) -> None:
-    from types import SimpleNamespace
-
-    from distributed.clock import StepClock
-    from distributed.metrics import Metrics
-
     clock = StepClock(torch.device("cpu"))
     metrics = Metrics(run, recipe(), lone(), [], 0, clock, epoch_of=lambda step: step / 4)
     metrics.observe(SimpleNamespace(loads=[], records=[]), TOKENS)

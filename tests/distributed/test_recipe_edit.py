@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import yaml
 
 from distributed.errors import RunError
-from distributed.recipe_edit import set_field
+from distributed.recipe_edit import overridden, set_field
+from distributed.recipe_file import check_recipe, load_recipe
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 TEXT = """# n_experts: 7 in a comment
 model:
@@ -56,3 +61,20 @@ def test_a_field_may_be_a_name() -> None:
 def test_a_group_that_is_not_written_is_named() -> None:
     with pytest.raises(RunError, match=r"leaves model.depth at its default; write it out to have model.depth.repeats changed"):
         set_field(TEXT, "model.depth.repeats", 2)
+
+
+def test_a_group_in_lines_is_replaced_up_to_the_next_field() -> None:
+    changed = set_field(TEXT, "model.attention", "{kind: momha}")
+    assert yaml.safe_load(changed) == {**yaml.safe_load(TEXT), "model": {**yaml.safe_load(TEXT)["model"], "attention": {"kind": "momha"}}}
+
+
+def test_overrides_are_written_where_the_text_can_say_them(tmp_path: Path) -> None:
+    path, part = tmp_path / "recipe.yaml", tmp_path / "tokenizer.yaml"
+    path.write_text((CONFIGS / "quickstart.yaml").read_text())
+    part.write_text("{kind: byte_bpe, vocab_size: 4096, train_megabytes: 4}")
+    group = "model.depth={group: 1, repeats: 3}"
+    changed = overridden(path, [group, "train.steps=7"])
+    assert check_recipe(yaml.safe_load(changed), "changed") == load_recipe(path, [group, "train.steps=7"])
+    assert overridden(path, []) == path.read_text()
+    with pytest.raises(RunError, match=r"override 'data\.tokenizer=@.*' cannot be written into .*recipe\.yaml; change the field in a file"):
+        overridden(path, [f"data.tokenizer=@{part}"])

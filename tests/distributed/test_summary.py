@@ -9,7 +9,7 @@ import pytest
 from metrics_work import STEPS, TOKENS, HandClock, loads, lone, recipe
 
 from data_pipeline.manifest import Manifest
-from distributed.clock import HostTimeline, StepClock
+from distributed.clock import PARTS, HostTimeline, StepClock
 from distributed.errors import RunError
 from distributed.figures import whole_run
 from distributed.metrics import Metrics
@@ -94,6 +94,7 @@ def test_summary_holds_the_whole_run(run: RunFolder) -> None:
     assert summary["tokens_seen"] == STEPS * 4 * 4
     assert summary["parts"]["other"] == pytest.approx(6 / 3)
     assert summary["speed"]["tokens_per_second"] == pytest.approx(3 * TOKENS / 6)
+    assert summary["depth"] == {}
     assert summary["load"]["dead_share"] == pytest.approx(3 / 7)
     assert summary["checkpoint"] == "step-00000003"
     assert summary["corpus"] == corpus.digest and summary["losses"]["windows"] == {"python": {"scored": 499, "held_out": 499}}
@@ -124,7 +125,15 @@ def test_whole_run_weighs_intervals_by_their_steps() -> None:
     assert over["step_seconds"] == 7 / 4
     assert over["tokens_per_second"] == 20 / 7
     assert over["model_flop_use"] == 0.5
+    assert over["depth"] == {}
     assert whole_run([]) == {}
+
+
+def test_depth_of_the_whole_run_weighs_intervals_by_their_steps() -> None:
+    line = {"tokens": 10, "model_flop_use": None, "parts": dict.fromkeys(PARTS, 0.0), "step_seconds": 1.0}
+    first = {**line, "interval_steps": 3, "repeats": 2.0, "halting": {"mean_passes": 1.0, "saved_share": 0.5, "loss": 9.0}}
+    last = {**line, "interval_steps": 1, "repeats": 4.0, "halting": {"mean_passes": 3.0, "saved_share": 0.25, "loss": 9.0}}
+    assert whole_run([first, last])["depth"] == {"repeats": 10 / 4, "mean_passes": 6 / 4, "saved_share": 1.75 / 4}
 
 
 def test_a_run_without_a_summary(run: RunFolder) -> None:

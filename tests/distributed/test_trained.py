@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from distributed.build import build_model
 from distributed.checkpoint import Meta, save
 from distributed.engine_plain import PlainEngine
 from distributed.errors import RunError
-from distributed.evaluate import evaluate_run, held_out_loss
+from distributed.evaluate import evaluate_run
 from distributed.generate import generate_text
+from distributed.held_out import Scoring, held_out_loss
 from distributed.recipe import Recipe
 from distributed.recipe_file import check_recipe
 from distributed.run_folder import RunFolder, data_folder
@@ -32,6 +34,7 @@ from model.errors import ModelError
 from model.moeut import MoEUT
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def write_documents(folder: Path, words: str) -> None:
@@ -112,7 +115,7 @@ def test_a_checkpoint_that_a_run_at_work_deletes_meanwhile_is_not_missed(
 
 
 def test_figures_of_every_source_and_of_all(run: RunFolder) -> None:
-    result = evaluate_run(run)
+    [result] = evaluate_run(run)
     assert (result["run"], result["step"], result["protocol"]) == ("small", 2, "tail")
     sources, total = result["sources"], result["total"]
     assert list(sources) == ["seas", "hills"]
@@ -127,19 +130,19 @@ def test_figures_of_every_source_and_of_all(run: RunFolder) -> None:
 def test_every_token_but_the_first_is_scored(run: RunFolder) -> None:
     found = load_trained(run)
     windows = Windows(data_folder(found.recipe), "held_out", "hills")
-    result = held_out_loss(found.model, windows, 16, CPU)
+    result = held_out_loss(found.model, windows, Scoring(16), CPU)
     assert result["tokens"] == sum(len(row) - 1 for row in windows.read_ragged(list(windows.ids)))
     assert result["windows"] == len(windows)
 
 
 def test_the_batch_changes_no_figure(run: RunFolder) -> None:
-    one, many = evaluate_run(run, batch=1), evaluate_run(run, batch=64)
+    [one], [many] = evaluate_run(run, batch=1), evaluate_run(run, batch=64)
     assert one["total"]["tokens"] == many["total"]["tokens"]
     assert one["total"]["nats"] == pytest.approx(many["total"]["nats"], rel=1e-6)  # fp32 model: other shapes, other rounding
 
 
 def test_experts_are_counted_over_all_sources(run: RunFolder) -> None:
-    result, plain = evaluate_run(run, experts=True), evaluate_run(run)
+    [result], [plain] = evaluate_run(run, experts=True), evaluate_run(run)
     use = result.pop("experts")
     assert result == plain
     assert use["tokens"] == result["total"]["tokens"]
@@ -157,30 +160,31 @@ def test_a_model_without_experts_has_none_to_count(run: RunFolder, monkeypatch: 
 
 
 def test_part_of_a_source_has_no_bits_per_byte(run: RunFolder) -> None:
-    result = evaluate_run(run, max_windows=2)
+    [result] = evaluate_run(run, max_windows=2)
     assert result["total"]["windows"] == 4
     assert "bits_per_byte" not in result["total"]
 
 
-def test_repeats_are_chosen_at_evaluation_and_reported(run: RunFolder) -> None:
+def test_repeats_are_chosen_at_evaluation_and_reported(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     found = load_trained(run)
     windows = Windows(data_folder(found.recipe), "held_out", "hills")
-    nats = {}
-    for repeats in (1, 2, 5):
-        result = evaluate_run(run, repeats=repeats)
+    loaded = []
+    monkeypatch.setattr(evaluate, "load_trained", lambda *which: loaded.append(which) or found)
+    results = evaluate_run(run, repeats=[1, 2, 5])
+    assert [result["repeats"] for result in results] == [1, 2, 5] and len(loaded) == 1, "the model is loaded once"
+    for result in results:
         fields = found.recipe.model.model_dump()
-        fields["depth"]["repeats"] = repeats
+        fields["depth"]["repeats"] = result["repeats"]
         model = MoEUT(ModelConfig.model_validate(fields))
         model.load_state_dict(found.model.state_dict())
-        assert result["repeats"] == repeats
-        assert result["sources"]["hills"]["nats"] == held_out_loss(model, windows, 16, CPU)["nats"]
-        nats[repeats] = result["total"]["nats"]
-    assert evaluate_run(run)["repeats"] == 2 and evaluate_run(run)["total"]["nats"] == nats[2]
-    assert len(set(nats.values())) == 3
+        assert result["sources"]["hills"]["nats"] == held_out_loss(model, windows, Scoring(16), CPU)["nats"]
+    assert evaluate_run(run) == [results[1]]
+    assert len({result["total"]["nats"] for result in results}) == 3
     texts = {generate_text(run, "the sea", max_new=12, temperature=0.0, top_k=None, seed=0, repeats=repeats) for repeats in (None, 2, 5)}
     assert len(texts) == 2
     with pytest.raises(ModelError, match="repeats is 0; give 1 or more"):
-        evaluate_run(run, repeats=0)
+        evaluate_run(run, repeats=[2, 0])
+    assert len(loaded) == 2, "refused before anything is loaded"
 
 
 def test_the_same_seed_writes_the_same_text(run: RunFolder) -> None:
@@ -204,6 +208,19 @@ def test_the_likeliest_text_is_that_of_the_model_without_a_cache(run: RunFolder)
 
 def test_an_empty_prompt_starts_a_document(run: RunFolder) -> None:
     assert generate_text(run, "", max_new=3, temperature=0.0, top_k=None, seed=0)
+
+
+def test_the_page_on_python_runs_as_it_is_written(run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOOTRON_HOME", str(tmp_path))
+    shutil.copytree(run.path, RunFolder.named("quickstart").path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, names)
+    assert names["text"].startswith("def main(") and names["longer_BT"].shape[1] == names["prompt_BT"].shape[1] + 32
+    assert list(names["losses"]) == [1, 2, 4, 8] and len(set(names["losses"].values())) == 4
+    torch.testing.assert_close(names["again"](names["prompt_BT"], repeats=8).logits, names["logits_BTV"])
 
 
 def test_a_step_without_a_checkpoint(run: RunFolder) -> None:
