@@ -39,9 +39,9 @@ from distributed.summary import run_lines
 HANG_SECONDS = 15.0
 
 
-def main(argv: list[str]) -> int:
-    """Run both, compare, print."""
-    args = _parse(argv)
+def main(argv: list[str], prog: str = "./launch.sh bench faults", count: int = 8, description: str | None = None) -> int:
+    """Run both, compare, print. `prog`, `count` and `description`: the command's name, its default of --faults, its help."""
+    args = _parse(argv, prog, count, description)
     console = Console()
     with tempfile.TemporaryDirectory(prefix="mootron-faults-") as home:
         os.environ["MOOTRON_HOME"] = home
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
     lines = report_lines(report)
     print("\n".join(lines))
     if args.log is not None:
-        header = f"./launch.sh bench faults {shlex.join(argv)}, seed {args.seed}, {time.strftime('%Y-%m-%d')}"
+        header = f"{shlex.join([*prog.split(), *argv])}, seed {args.seed}, {time.strftime('%Y-%m-%d')}"
         args.log.write_text("\n".join([header, "", *lines, "", *map(json.dumps, report["faults"])]) + "\n")
     return 0 if report["samples_equal"] and report["losses_equal"] and report["struck"] == args.faults else 1
 
@@ -175,9 +175,9 @@ def _recipe(steps: int, workers: int) -> Recipe:
     return check_recipe(values, "bench faults")
 
 
-def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="./launch.sh bench faults")
-    parser.add_argument("--faults", type=int, default=8, help="how many (default: 8, one for each phase)")
+def _parse(argv: list[str], prog: str, count: int, description: str | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--faults", type=int, default=count, help=f"how many, the first 8 one for each phase (default: {count})")
     parser.add_argument("--seed", type=int, default=0, help="of the storm (default: 0)")
     parser.add_argument("--workers", type=int, default=2, help="ranks (default: 2)")
     parser.add_argument("--steps-between", type=int, default=4, metavar="N", help="a fault comes N to 2N steps after a start (default: 4)")

@@ -20,7 +20,7 @@ BAR = 1e-5
 
 def main(argv: list[str]) -> int:
     """Run, print a line a kernel; 1 when one is off."""
-    parser = argparse.ArgumentParser(prog="soak kernels", description=(__doc__ or "").split("\n", 1)[0])
+    parser = argparse.ArgumentParser(prog="./launch.sh soak kernels", description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--shapes", type=int, default=200, help="shapes of each kernel (default: 200)")
     parser.add_argument("--kernels", nargs="+", metavar="NAME", help="only these (default: all)")
     parser.add_argument("--first-seed", type=int, default=0, help="seeds count up from here (default: 0)")

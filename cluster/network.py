@@ -8,6 +8,7 @@ import socket
 from cluster.errors import ClusterError
 
 LOOPBACK = "127.0.0.1"
+LAST_PORT = 65535
 
 
 def interfaces() -> dict[str, list[str]]:
@@ -64,10 +65,12 @@ def claim_port(port: int, option: str) -> int:
     """`port` if it is free.
 
     Raises:
-        ClusterError: it is taken; the message names the next free one and the option that sets it.
+        ClusterError: it is no port, or taken; then the message names the next free one and the option that sets it.
     """
+    if not 1 <= port <= LAST_PORT:
+        raise ClusterError(f"{option} is {port}; it must be from 1 to {LAST_PORT}")
     if port_is_free(port):
         return port
-    other = next((candidate for candidate in range(port + 1, 65536) if port_is_free(candidate)), None)
+    other = next((candidate for candidate in range(port + 1, LAST_PORT + 1) if port_is_free(candidate)), None)
     hint = f"{other} is free: {option} {other}" if other else f"choose another with {option}"
     raise ClusterError(f"port {port} on {LOOPBACK} is taken; {hint}")

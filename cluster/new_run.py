@@ -16,10 +16,10 @@ from cluster.recipes import find_recipe, split_words
 from cluster.run_lock import RunLock, lock_path
 from cluster.sizing import plan_run
 from distributed.errors import RunError
-from distributed.recipe import Recipe
+from distributed.recipe import NAME_RULE, Recipe, is_run_name
 from distributed.recipe_file import load_recipe
 from distributed.run_folder import RunFolder
-from distributed.world_rules import check_world
+from distributed.start_rules import check_start
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class NewRun:
         Raises:
             RunError: recipe, override, name or branch is wrong.
         """
+        if self.name is not None and not is_run_name(self.name):
+            raise RunError(f"--name '{self.name}' {NAME_RULE}")
         named, overrides = split_words(self.words)
         path = find_recipe(named)
         name = self.name
@@ -68,21 +70,21 @@ class NewRun:
         """The recipe as it will run here, and its worker group.
 
         Raises:
-            RunError, ClusterError: the recipe does not fit the number of workers.
+            RunError, ClusterError: the recipe cannot be trained by the workers that there are.
         """
         recipe = self.named_recipe()
         plan = plan_run(recipe)
         chosen = recipe.cluster.workers is not None or any(word.startswith("expert_parallel.size=") for word in self.words)
         if plan.gpus_per_worker and not chosen:
             recipe = fit_expert_parallel(recipe, plan.workers)
-        check_world(recipe, plan.workers)
+        check_start(recipe, plan.workers)
         return recipe, plan
 
     def start(self, console: Console) -> int:
         """Check everything, then run; returns the exit code."""
         recipe, plan = self.plan()
         with RunLock(RunFolder.named(recipe.name)) as lock:
-            clear_unstarted(lock.run)
+            clear_unstarted(lock.run, console)
             return self.begin(recipe, plan, lock, console)
 
     def begin(self, recipe: Recipe, plan: GroupPlan, lock: RunLock, console: Console) -> int:
@@ -93,8 +95,8 @@ class NewRun:
         return launch(Start(lock.run, recipe, plan, branch_from=self.branch_from), lock, console)
 
 
-def clear_unstarted(run: RunFolder) -> None:
-    """Empty the folder of a run that never reached a checkpoint; the caller holds its lock.
+def clear_unstarted(run: RunFolder, console: Console) -> None:
+    """Empty the folder of a run that never reached a checkpoint, and say so; the caller holds its lock.
 
     Raises:
         RunError: the run has checkpoints, which `train` never touches, or the folder is a comparison's.
@@ -112,6 +114,8 @@ def clear_unstarted(run: RunFolder) -> None:
             f"run '{run.name}' has checkpoints already (step {state.get('step', 'unknown')}); "
             f"go on with ./launch.sh resume {run.name}, or choose another name with --name"
         )
+    if run.recipe_path.exists():
+        console.print(f"removing the earlier try in {run.path}: it has no checkpoint", highlight=False, soft_wrap=True)
     clear(run)
 
 

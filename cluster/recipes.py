@@ -7,13 +7,10 @@ from pathlib import Path
 
 from distributed.errors import RunError
 from distributed.recipe import Recipe
-from distributed.recipe_file import load_recipe
+from distributed.recipe_file import CONFIGS, PARTS, find_file, load_recipe
 
-CODE_ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = CODE_ROOT / "configs"
+CODE_ROOT = CONFIGS.parent
 DEFAULT_RECIPE = "quickstart"
-# Parts of a recipe, for `data=@FILE`.
-_PARTS = CONFIGS / "corpora"
 
 
 def split_words(words: list[str]) -> tuple[str, list[str]]:
@@ -29,15 +26,15 @@ def split_words(words: list[str]) -> tuple[str, list[str]]:
 
 
 def find_recipe(name: str) -> Path:
-    """The file that `name` means: a path from where the user stands, else a file in configs/ with or without .yaml.
+    """The file that `name` means; see `distributed.recipe_file.find_file`.
 
     Raises:
         RunError: there is no such file; the message suggests the nearest one in configs/.
     """
-    for candidate in (Path(name), CONFIGS / name, CONFIGS / f"{name}.yaml"):
-        if candidate.is_file():
-            return candidate
-    known = [path.relative_to(CONFIGS).with_suffix("") for path in sorted(CONFIGS.rglob("*.yaml")) if path.parent != _PARTS]
+    path = find_file(name)
+    if path is not None:
+        return path
+    known = [path.relative_to(CONFIGS).with_suffix("") for path in sorted(CONFIGS.rglob("*.yaml")) if path.parent != PARTS]
     meant = {path.name: [other for other in known if other.name == path.name] for path in known} | {str(path): [path] for path in known}
     near = difflib.get_close_matches(str(Path(name).with_suffix("")), meant, n=1, cutoff=0.5)
     chosen = " or ".join(f"'{path}'" for path in meant[near[0]]) if near else ""

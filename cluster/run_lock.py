@@ -11,8 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from data_pipeline.files import read_object
 from distributed.errors import RunError
-from distributed.run_folder import RunFolder
+from distributed.run_folder import RunFolder, writing
 
 REFUSAL = "run '{name}' is already at work ({who}); follow it with ./launch.sh logs -f {name}, or choose another name with --name"
 
@@ -32,13 +33,9 @@ class RunLock:
 
     def __enter__(self) -> RunLock:
         path = lock_path(self.run)
-        try:
+        with writing(self.run.path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as fault:
-            raise RunError(
-                f"run folder {self.run.path} cannot be written: {fault.strerror}; set MOOTRON_HOME to a writable folder"
-            ) from None
         if not _lock_soon(self.descriptor):
             os.close(self.descriptor)
             raise RunError(self.refusal.format(name=self.run.name, who=_holder(self.run)))
@@ -68,11 +65,20 @@ def lock_path(run: RunFolder) -> Path:
 
 
 def owner_of(run: RunFolder) -> dict[str, Any]:
-    """The last holder: pid, host, time; empty when the run was never started."""
-    try:
-        return dict(json.loads(lock_path(run).read_text()))
-    except (OSError, json.JSONDecodeError):
-        return {}
+    """The last holder: pid, host, time; empty when the run was never started, or the file is damaged."""
+    found = read_object(lock_path(run))
+    return found if {"pid", "host", "time"} <= set(found) else {}
+
+
+def holder_elsewhere(run: RunFolder) -> str | None:
+    """Under which other host's name the lock was last taken, and when; None where it was this one's.
+
+    A machine that got another name, and a folder that was copied, look like this too.
+    """
+    owner = owner_of(run)
+    if owner.get("host", socket.gethostname()) == socket.gethostname():
+        return None
+    return f"{owner['host']} since {time.strftime('%Y-%m-%d %H:%M', time.localtime(owner['time']))}"
 
 
 def is_held(run: RunFolder) -> bool:
@@ -80,8 +86,7 @@ def is_held(run: RunFolder) -> bool:
 
     A lock of another host is visible only on file systems that share locks, so a run of another host counts as held.
     """
-    owner = owner_of(run)
-    if owner.get("host", socket.gethostname()) != socket.gethostname():
+    if holder_elsewhere(run) is not None:
         return True
     try:
         descriptor = os.open(lock_path(run), os.O_RDONLY)

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from cluster.events import read_events, restarts, words
 from cluster.progress import duration, follow
-from cluster.run_lock import is_held
+from cluster.run_lock import holder_elsewhere, is_held
 from distributed.run_folder import RunFolder
 
 AT_WORK = ("starting", "running", "stopping")
@@ -18,7 +18,9 @@ AT_WORK = ("starting", "running", "stopping")
 
 @dataclass(frozen=True)
 class RunStatus:
-    """One line of `status`. `state` is that of state.json, or `lost`: it says at work and no process is."""
+    """One line of `status`. `state` is that of state.json, or `lost`: it says at work and no process is. `held_by`: the host, and since
+    when, of a run at work whose processes cannot be looked for from here.
+    """
 
     name: str
     state: str
@@ -31,6 +33,7 @@ class RunStatus:
     goodput: float | None = None
     restarts: int = 0
     last_event: str | None = None
+    held_by: str | None = None
 
 
 def status_of(run: RunFolder) -> RunStatus:
@@ -39,10 +42,11 @@ def status_of(run: RunFolder) -> RunStatus:
     state = found["state"]
     events = read_events(run)
     news = [event for event in events if event.kind not in ("launched", "started")]
+    folders = [run] if run.comparison is None else [run, run.comparison]
     held = is_held(run)
     if state == "failed" and not found.get("reason") and held:
         state = "starting"  # a rank left its error; the supervisor, which ends a run with a reason, is still there
-    if state in AT_WORK and not (held or (run.comparison is not None and is_held(run.comparison))):
+    if state in AT_WORK and not any(map(is_held, folders)):
         state = "lost"
     elif state in AT_WORK and run.stop_path.exists():
         state = "stopping"
@@ -58,6 +62,7 @@ def status_of(run: RunFolder) -> RunStatus:
         goodput=found.get("goodput"),
         restarts=restarts(events),
         last_event=words(news[-1]) if news else None,
+        held_by=next(filter(None, map(holder_elsewhere, folders)), None) if state in AT_WORK else None,
     )
 
 

@@ -16,7 +16,7 @@ from cluster.sizing import local_gpus, plan_group
 from distributed.errors import RunError
 from distributed.recipe import Recipe
 from distributed.run_folder import RunFolder, project_root
-from distributed.world_rules import check_world
+from distributed.start_rules import check_start
 
 PORT = 29500  # torchrun's own default
 
@@ -33,9 +33,9 @@ def prepare_only(request: NewRun, console: Console) -> int:
     # The ranks may live on other machines: workers that are named need not fit this one.
     gpus = 0 if recipe.cluster.workers else local_gpus()
     workers = plan_group(recipe, os.cpu_count() or 1, gpus, shared=False).workers
-    check_world(recipe, workers)
+    check_start(recipe, workers)
     with RunLock(RunFolder.named(recipe.name)) as lock:
-        clear_unstarted(lock.run)
+        clear_unstarted(lock.run, console)
         ensure_corpus(recipe, console)
         lock.run.create(recipe)
     console.print(f"run {recipe.name} is ready in {lock.run.path}; on {_where(recipe)}:", highlight=False, soft_wrap=True)

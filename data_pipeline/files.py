@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -34,6 +35,15 @@ def write_text(path: Path, text: str, mode: int = 0o644) -> None:
     """Write a small text file."""
     with written_beside(path, mode) as file:
         file.write(text.encode())
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a small file; empty where there is no such file, or it is damaged or holds another thing."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:

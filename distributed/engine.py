@@ -5,16 +5,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from distributed.errors import RunError
 from distributed.fragment import Fragment
+from distributed.start_rules import choose_engine
 from distributed.topology import Topology
 from distributed.train_config import TrainConfig
 from model.exchange import Exchange
@@ -69,34 +68,14 @@ class Engine(Protocol):
 
 
 def build_engine(model: nn.Module, train: TrainConfig, topology: Topology) -> Engine:
-    """The engine that `train.engine` names; `auto` is DeepSpeed where it is installed and ranks are connected.
-
-    Raises:
-        RunError: this engine cannot train with that precision or in that world.
-    """
-    if choose_engine(train, topology.world) == "plain":
+    """The engine that `train.engine` names; see `choose_engine`."""
+    if choose_engine(train, topology.world, torch.distributed.is_initialized()) == "plain":
         from distributed.engine_plain import PlainEngine
 
         return PlainEngine(model, train)
     from distributed.engine_deepspeed import DeepSpeedEngine
 
     return DeepSpeedEngine(model, train, topology)
-
-
-def choose_engine(train: TrainConfig, world: int) -> Literal["plain", "deepspeed"]:
-    """Which engine a run gets. See `build_engine`."""
-    installed = importlib.util.find_spec("deepspeed") is not None
-    wide = train.precision == "fp64"
-    if train.engine == "plain" or (train.engine == "auto" and (wide or not installed or not torch.distributed.is_initialized())):
-        if world > 1:
-            reason = "fp64 needs the plain engine" if wide else "the plain engine serves one" if installed else "deepspeed is not installed"
-            raise RunError(f"{world} workers need train.engine=deepspeed, but {reason}; set cluster.workers=1 or change that")
-        return "plain"
-    if not installed:
-        raise RunError("train.engine is 'deepspeed', which is not installed; install deepspeed, or set train.engine=plain for one worker")
-    if wide:
-        raise RunError("train.precision is 'fp64' but DeepSpeed keeps fp32 masters; set train.engine=plain with cluster.workers=1")
-    return "deepspeed"
 
 
 def build_optimizer(groups: list[dict[str, Any]], train: TrainConfig) -> torch.optim.Optimizer:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+import re
+
+from pydantic import field_validator, model_validator
 
 from data_pipeline.config import DataConfig
 from distributed.cluster_config import ClusterConfig
@@ -12,11 +14,18 @@ from distributed.train_config import TrainConfig
 from model.config import ModelConfig
 from model.slot_config import Strict
 
+NAME_RULE = "must be letters, digits, _ . - and begin with a letter or digit"
+
+
+def is_run_name(name: str) -> bool:
+    """Whether a run may have the name, which is its folder's."""
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.\-]*", name) is not None
+
 
 class Recipe(Strict):
     """A whole run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")
+    name: str
     """The run's folder below `runs/`: letters, digits, `_`, `.` and `-`."""
     seed: int = 0
     """Decides the starting values, the dropout and the repeats that are drawn."""
@@ -42,6 +51,13 @@ class Recipe(Strict):
     """When a run is in trouble, and what is done."""
     cluster: ClusterConfig = ClusterConfig()
     """Its workers, and how it goes on after a loss."""
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if not is_run_name(name):
+            raise ValueError(NAME_RULE)
+        return name
 
     @property
     def micro_batch_fields(self) -> list[str]:

@@ -34,10 +34,12 @@ def explain(error: Any) -> str:
         case "missing":
             return f"{field}: required but not given"
         case "union_tag_not_found":
-            return f"{field}: {_kind_missing(field, kinds_of(place.annotation), given)}"
+            return f"{field}: {_kind_missing(place, given)}"
         case "union_tag_invalid":
             kinds = kinds_of(place.annotation)
             return f"{field}.kind: must be one of {', '.join(kinds)}{_meant(error['ctx']['tag'], kinds)} (got {error['ctx']['tag']!r})"
+        case "model_type" | "model_attributes_type":
+            return f"{field}: {_group_wanted(place, given)}"
     shown = "" if isinstance(given, dict | list | BaseModel) else f" (got {given!r})"
     return f"{field}: {error['msg'].removeprefix('Value error, ')}{shown}"
 
@@ -76,14 +78,31 @@ def _meant(tag: str, kinds: dict[str, type[BaseModel]]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def _kind_missing(field: str, kinds: dict[str, type[BaseModel]], given: Any) -> str:
-    """Fields of a slot were given, and not which slot it is."""
+def _group_wanted(place: Place, given: Any) -> str:
+    """One value was given for a group of fields: the name of a kind, as a rule."""
+    words, kinds = f"a group of fields, not one value (got {given!r})", kinds_of(place.annotation)
+    if not kinds:
+        return f"{words}; the fields here are {', '.join(plain(place.annotation).model_fields)}"
+    if str(given) not in kinds:
+        return f"{words}; its kind is one of {', '.join(kinds)}{_meant(str(given), kinds)}"
+    return f"{words}; write {place.field}.kind={given}, or {{kind: {given}}} for the whole group"
+
+
+def _kind_missing(place: Place, given: Any) -> str:
+    """Fields of a slot were given, and not which slot it is. The kind that it has by itself is the first to be suggested."""
+    kinds, own = kinds_of(place.annotation), _own_kind(place)
     words = f"give kind as well: one of {', '.join(kinds)}"
-    fitting = [kind for kind, model in kinds.items() if _is_whole(model, {"kind": kind} | given)]
+    fitting = [kind for kind in sorted(kinds, key=lambda kind: kind != own) if _is_whole(kinds[kind], {"kind": kind} | given)]
     if not fitting:
         return words
     values = ", ".join(f"{name}: {json.dumps(value)}" for name, value in given.items())
-    return f"{words}; for example {field}={{kind: {fitting[-1]}, {values}}}"
+    return f"{words}; for example {place.field}={{kind: {fitting[0]}, {values}}}"
+
+
+def _own_kind(place: Place) -> str | None:
+    """The kind of a slot that is not given; None where it must be."""
+    field = place.holder.model_fields.get(place.field.rpartition(".")[2]) if place.holder else None
+    return getattr(field.default, "kind", None) if field else None
 
 
 def _is_whole(model: type[BaseModel], values: dict[str, Any]) -> bool:

@@ -25,8 +25,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from distributed.errors import RunError
-from distributed.run_config import RouterConfig
+from distributed.recipe import Recipe
 from distributed.run_folder import RunFolder
+from distributed.start_rules import recorded_choices
 from distributed.topology import Topology
 
 Records = list[dict[str, Any]]
@@ -47,24 +48,16 @@ class Replay(Protocol):
         ...
 
 
-def open_replay(router: RouterConfig, run: RunFolder, topology: Topology) -> Replay:
+def open_replay(recipe: Recipe, run: RunFolder, topology: Topology) -> Replay:
     """The replay that a recipe asks for.
 
     Raises:
         RunError: the run whose choices are wanted is missing, recorded none, or routes otherwise.
     """
-    if router.replay == "record":
+    if recipe.router.replay == "record":
         return ChoiceWriter(run.choices, topology.rank, topology.world)
-    if router.replay == "off" or router.choices is None:
-        return NoReplay()
-    recorded = RunFolder.existing(router.choices)
-    theirs, ours = recorded.recipe().model, run.recipe().model
-    for part in ("depth", "attention", "feed_forward", "feed_forward_at"):
-        if getattr(theirs, part) != getattr(ours, part):
-            raise RunError(f"router.choices is '{router.choices}', a run with another model.{part}; its choices do not fit this model")
-    if not recorded.choices.is_dir():
-        raise RunError(f"router.choices is '{router.choices}', which recorded no choices; run it with router.replay=record")
-    return ChoiceReader(recorded.choices, topology.device)
+    recorded = recorded_choices(recipe)
+    return NoReplay() if recorded is None else ChoiceReader(recorded.choices, topology.device)
 
 
 class NoReplay:

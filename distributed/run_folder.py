@@ -12,6 +12,9 @@ runs/<name>/events.jsonl         a line for every failure, restart and growth
 runs/<name>/goodput.jsonl        where the time went, a line a logging interval
 runs/<name>/skips.json           steps of the sample order that are left out after a roll-back
 runs/<name>/damaged_windows.jsonl    windows that could not be read and were left out
+runs/<name>/move.json            which movement `expert_parallel.move: auto` chose, and why
+runs/<name>/machine.json         of a comparison's run: what it was trained on
+runs/<name>/lock                 locked while processes work on the run; says which and since when
 runs/<name>/stop                 a request: stop at the end of this step, after a checkpoint
 runs/<name>/regroup              a request: end after the next checkpoint, to go on with other workers
 runs/<comparison>/<name>/        a run of a comparison: the same files but for those of a supervisor
@@ -22,16 +25,16 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from data_pipeline.files import write_text
+from data_pipeline.files import read_object, write_text
 from distributed.errors import RunError
 from distributed.recipe import Recipe
-from distributed.recipe_file import check_recipe, recipe_text
+from distributed.recipe_file import load_recipe, recipe_text
 
 LOOK_SECONDS = 1.0
 NOT_FIGURES = ("state", "time", "reason", "error", "rank")
@@ -52,6 +55,19 @@ def data_folder(recipe: Recipe) -> Path:
     """The prepared data set of a recipe; relative folders lie below the project root."""
     folder = Path(recipe.data.folder)
     return folder if folder.is_absolute() else project_root() / folder
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """The block writes into `folder`, which the file system may refuse.
+
+    Raises:
+        RunError: it does.
+    """
+    try:
+        yield
+    except OSError as fault:
+        raise RunError(f"folder {folder} cannot be written: {fault.strerror}; set MOOTRON_HOME to a writable folder") from None
 
 
 def is_plain(name: str) -> bool:
@@ -145,16 +161,18 @@ class RunFolder:
         Raises:
             RunError: the place cannot be written.
         """
-        try:
+        with writing(self.path):
             for folder in (self.path, self.checkpoints, self.tensorboard, self.logs):
                 folder.mkdir(parents=True, exist_ok=True)
             write_text(self.recipe_path, recipe_text(recipe))
-        except OSError as fault:
-            raise RunError(f"run folder {self.path} cannot be written: {fault.strerror}; set MOOTRON_HOME to a writable folder") from None
 
     def recipe(self) -> Recipe:
-        """The recipe as it was started."""
-        return check_recipe(yaml.safe_load(self.recipe_path.read_text()), str(self.recipe_path))
+        """The recipe as it was started.
+
+        Raises:
+            RunError: its file is damaged.
+        """
+        return load_recipe(self.recipe_path)
 
     def write_state(self, state: str, **figures: Any) -> None:
         """Replace state.json; `figures` are shown by `status` (step, steps, loss, tokens_per_second, ...)."""
@@ -168,11 +186,9 @@ class RunFolder:
         self.write_state(state, **{**kept, **figures})
 
     def read_state(self) -> dict[str, Any]:
-        """The last state written; `{"state": "starting"}` before the first."""
-        try:
-            return dict(json.loads((self.path / "state.json").read_text()))
-        except (OSError, json.JSONDecodeError):
-            return {"state": "starting"}
+        """The last state written; `{"state": "starting"}` before the first, and where the file is damaged."""
+        found = read_object(self.path / "state.json")
+        return found if found.get("state") in STATES else {"state": "starting"}
 
     def append_metrics(self, figures: dict[str, Any]) -> None:
         """Add one line to metrics.jsonl."""

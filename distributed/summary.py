@@ -6,7 +6,7 @@ import json
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from data_pipeline.files import write_text
+from data_pipeline.files import read_object, write_text
 from distributed.errors import RunError
 from distributed.figures import finite, perplexity, whole_run
 from distributed.goodput import Ledger, account
@@ -112,11 +112,10 @@ def read_summary(run: RunFolder) -> dict[str, Any]:
     """The summary of a run that ended.
 
     Raises:
-        RunError: there is none.
+        RunError: there is none, or it is damaged.
     """
-    try:
-        return dict(json.loads(run.summary_path.read_text()))
-    except OSError:
-        raise RunError(f"run '{run.name}' has no summary yet: it is written when a run finishes or stops") from None
-    except json.JSONDecodeError:
-        raise RunError(f"{run.summary_path} is damaged; `eval {run.name}` measures the held-out loss again") from None
+    if not run.summary_path.exists():
+        raise RunError(f"run '{run.name}' has no summary yet: it is written when a run finishes or stops")
+    if found := read_object(run.summary_path):
+        return found
+    raise RunError(f"{run.summary_path} is damaged; `eval {run.name}` measures the held-out loss again")

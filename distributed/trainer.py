@@ -113,7 +113,7 @@ class Trainer:
             self.model,
             self.engine,
             self.clock,
-            open_replay(recipe.router, run, topology),
+            open_replay(recipe, run, topology),
             self.document_end,
             before_update=self.persistence.settle,
         )

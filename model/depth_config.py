@@ -10,7 +10,7 @@ from model.repeats import PoissonLognormalRepeats, UniformRepeats
 from model.slot_config import Strict
 
 Sample = Annotated[UniformRepeats | PoissonLognormalRepeats, Field(discriminator="kind")]
-Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0.0)]
 
 
 class Place(NamedTuple):
@@ -57,6 +57,15 @@ class DepthConfig(Strict):
     def _trained_for_its_repeats(self) -> DepthConfig:
         if self.sample is not None and self.repeats > self.sample.max:
             raise ValueError(f"repeats is {self.repeats} but sample.max is {self.sample.max}; choose repeats <= {self.sample.max}")
+        return self
+
+    @model_validator(mode="after")
+    def _gradients_are_cut(self) -> DepthConfig:
+        if self.backprop_repeats is not None and self.backprop_repeats > self.most_repeats:
+            raise ValueError(
+                f"backprop_repeats is {self.backprop_repeats} but a pass makes at most {self.most_repeats} repeats; "
+                f"choose backprop_repeats <= {self.most_repeats}, or leave it out"
+            )
         return self
 
     @property

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 if TYPE_CHECKING:
     from model.balance_config import BalanceTerm, Scope
 
 
 class Strict(BaseModel):
-    """Base of all recipe parts: unknown keys are errors, values do not change after the check.
+    """Base of all recipe parts: unknown keys are errors, numbers are finite, true is no number, values do not change after the check.
 
     The string below a field is its words, which `./launch.sh fields` shows.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _true_is_no_number(cls, values: Any) -> Any:
+        """pydantic takes true for 1."""
+        for name, value in values.items() if isinstance(values, dict) else ():
+            annotation = cls.model_fields[name].annotation if name in cls.model_fields else None
+            taken = [annotation, *get_args(annotation)]
+            taken += [type(one) for one in taken]  # of a Literal's values
+            if isinstance(value, bool) and bool not in taken and (int in taken or float in taken):
+                raise ValueError(f"{name} is {str(value).lower()}, where a number belongs")
+        return values
 
 
 class Count(NamedTuple):

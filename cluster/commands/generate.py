@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,14 +23,14 @@ def run(args: argparse.Namespace) -> int:
     from cluster.errors import ClusterError
     from distributed.run_folder import RunFolder
 
-    for option, wrong, need in (
-        ("--max-new", args.max_new < 1, "1 or more"),
-        ("--temperature", args.temperature < 0, "0 or more"),
-        ("--top-k", args.top_k < 0, "0 or more"),
-        ("--repeats", args.repeats is not None and args.repeats < 1, "1 or more"),
+    for option, value, least in (
+        ("--max-new", args.max_new, 1),
+        ("--temperature", args.temperature, 0),
+        ("--top-k", args.top_k, 0),
+        ("--repeats", args.repeats, 1),
     ):
-        if wrong:
-            raise ClusterError(f"{option} must be {need}")
+        if value is not None and not least <= value < math.inf:
+            raise ClusterError(f"{option} is {value:g}; it must be {least} or more")
     folder = RunFolder.existing(args.name)
     from distributed.generate import generate_text
 

@@ -28,13 +28,13 @@ def run(args: argparse.Namespace) -> int:
     from distributed.recipe_file import load_recipe
     from distributed.resume_rules import check_overrides
     from distributed.run_folder import RunFolder
-    from distributed.world_rules import check_world
+    from distributed.start_rules import check_start
 
     console = Console()
     folder = RunFolder.existing(args.name)
     check_stands_alone(folder)
-    check_overrides(args.overrides)
     recipe = load_recipe(folder.recipe_path, args.overrides)
+    check_overrides(args.overrides)
     state = folder.read_state()
     if state["state"] == "finished" and recipe.train.steps <= state.get("step", 0):
         raise RunError(
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     if not has_checkpoint(folder):
         raise RunError(f"run '{args.name}' has no checkpoint to resume from; start it again with ./launch.sh train")
     plan = plan_run(recipe)
-    check_world(recipe, plan.workers)
+    check_start(recipe, plan.workers)
     with RunLock(folder) as lock:
         ensure_corpus(recipe, console)
         folder.create(recipe)

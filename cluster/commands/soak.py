@@ -1,7 +1,6 @@
 """Long counts: a job through 200 seeded faults beside the same job undisturbed; `soak kernels`: 200 drawn shapes of every kernel.
 
-The faults take forty minutes on two cores, the kernels a quarter of an hour. --faults N or --shapes N makes it shorter, --log FILE keeps
-the report; other arguments as of bench faults.
+The faults take forty minutes on two cores, the kernels a quarter of an hour; `soak kernels --help` tells of its own arguments.
 """
 
 from __future__ import annotations
@@ -18,4 +17,4 @@ def run(words: list[str]) -> int:
         return soak_kernels.main(words[1:])
     from benchmarks import faults
 
-    return faults.main(["--faults", str(FAULTS), *words])
+    return faults.main(words, prog="./launch.sh soak", count=FAULTS, description=__doc__)

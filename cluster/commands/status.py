@@ -1,7 +1,8 @@
 """List runs with state, step, loss, tokens/s, goodput (share of the time since submission in steps that survived) and the figures' age.
 
 With names also their checkpoints. -f goes on with the progress line of one run until it ends; Ctrl-C leaves the run at work.
-`lost`: the run was at work, but its process is gone; resume goes on from its newest checkpoint.
+`lost`: the run was at work, but its process is gone; resume goes on from its newest checkpoint. A run that another host holds counts as
+at work, because its processes cannot be seen from here: the lines below the table say which host, and since when.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the table, and under it what last happened to a run's group and why a failed run failed."""
+    """Print the table, and under it who holds a run elsewhere, what last happened to its group and why a failed run failed."""
     from rich.console import Console
 
     from cluster.checkpoints import checkpoint_table, stored_checkpoints
@@ -34,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
     rows = [status_of(folder) for folder in folders]
     console.print(status_table(rows))
     for row in rows:
+        if row.held_by:
+            console.print(f"{row.name}: held by {row.held_by}", highlight=False, markup=False, soft_wrap=True)
         if row.last_event:
             console.print(f"{row.name}: {row.last_event}", highlight=False, markup=False, soft_wrap=True)
         if row.state == "failed" and row.reason:

@@ -11,8 +11,8 @@ import argparse
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.add_argument("words", nargs="*", metavar="RECIPE | field=value", help="recipe (default: quickstart) and changes to its fields")
-    parser.add_argument("--name", help="name of the run (default: the recipe's)")
+    parser.add_argument("words", nargs="*", metavar="RECIPE | field=value", help="recipe (default: as for train) and changes to its fields")
+    parser.add_argument("--name", help="name of the run (default: the recipe's; with --from RUN-from-STEP)")
     parser.add_argument("--from", dest="branch_from", metavar="RUN[@STEP]", help="start from a checkpoint of another run")
     parser.add_argument("--nodes", type=int, help="spread the workers evenly over so many nodes")
     parser.add_argument("--gpus-per-node", type=int, help="workers a node, one a GPU")

@@ -17,10 +17,11 @@ def run(args: argparse.Namespace) -> int:
     import sys
 
     from cluster.network import claim_port
-    from distributed.run_folder import runs_root
+    from distributed.run_folder import runs_root, writing
 
     port = claim_port(args.port, "--port")
-    runs_root().mkdir(parents=True, exist_ok=True)
+    with writing(runs_root()):
+        runs_root().mkdir(parents=True, exist_ok=True)
     print(f"TensorBoard of {runs_root()}: http://{args.host}:{port} (Ctrl-C ends it)", flush=True)
     command = [sys.executable, "-P", "-m", "tensorboard.main", "--logdir", str(runs_root()), "--host", args.host, "--port", str(port)]
     os.execv(sys.executable, command)

@@ -19,6 +19,7 @@ from cluster.corpus import ensure_corpus
 from cluster.exit_codes import DONE, FAILED, RESUME_ME
 from cluster.run_lock import RunLock
 from distributed.run_folder import RunFolder
+from distributed.start_rules import recorded_choices
 
 REFUSAL = (
     "comparison '{name}' is already at work ({who}); ./launch.sh status shows its runs; wait for it, or choose another name with --name"
@@ -49,6 +50,8 @@ def carry_out(request: Request, command: str, console: Console) -> int:
     check_changes(request.words)
     comparison = read_comparison(request.words, request.n_seeds, request.name)
     check_equal_terms(comparison.recipes)
+    for recipe in comparison.recipes.values():
+        recorded_choices(recipe)
     costs = {label: cost_of(recipe) for label, recipe in comparison.recipes.items()}
     console.print(cost_table(costs))
     if request.tolerance is not None:

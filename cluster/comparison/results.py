@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -14,6 +12,7 @@ from cluster.comparison.matching import Cost, cost_of
 from cluster.comparison.piece import MACHINE_FILE
 from cluster.comparison.schedule import is_finished
 from cluster.errors import ClusterError
+from data_pipeline.files import read_object
 from distributed.recipe import Recipe
 from distributed.run_folder import RunFolder
 from distributed.summary import read_summary, run_lines
@@ -125,8 +124,4 @@ def _trouble(entry: Entry, state: dict[str, Any]) -> str:
 
 
 def _machine(run: RunFolder) -> dict[str, Any]:
-    path: Path = run.path / MACHINE_FILE
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError):
-        return {}
+    return read_object(run.path / MACHINE_FILE)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cluster.cli import COMMANDS, command_module, main
+from distributed.recipe import Recipe, RouterConfig
 from distributed.run_folder import RunFolder
 
 
@@ -38,6 +39,23 @@ def test_help_of_a_command(name: str, capsys: pytest.CaptureFixture[str]) -> Non
     assert code == 0
 
 
+@pytest.mark.parametrize(
+    ("words", "usage", "default"),
+    [
+        (["soak"], "usage: ./launch.sh soak [-h] [--faults", "(default: 200)"),
+        (["soak", "kernels"], "usage: ./launch.sh soak kernels [-h] [--shapes", "(default: 200)"),
+        (["bench", "faults"], "usage: ./launch.sh bench faults [-h] [--faults", "(default: 8)"),
+    ],
+    ids=["soak", "soak kernels", "bench faults"],
+)
+def test_help_of_a_long_count_is_its_own(words: list[str], usage: str, default: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*words, "--help"])
+    told = capsys.readouterr().out
+    assert told.startswith(usage) and default in told
+    assert ("soak kernels --help" in told) == (words == ["soak"])
+
+
 def test_help_imports_nothing_heavy() -> None:
     heavy = {"torch", "ray", "pydantic", "rich", "numpy", "yaml"}
     script = f"import sys; from cluster.cli import main; main([]); print(sorted({heavy} & set(sys.modules)))"
@@ -60,9 +78,18 @@ MISTAKES = [
     (["train", "expert_parallel.size=3"], "expert_parallel.size is 3, which does not divide 2 workers; choose one of [1, 2]"),
     (["train", "train.global_batch=15"], "choose 14 or 16"),
     (["train", "model.feed_forward.top_k=9999"], "top_k is 9999 but there are"),
-    (["train", "--name", "../x"], "name"),
+    (["train", "--name", "../x"], "--name '../x' must be letters, digits, _ . - and begin with a letter or digit"),
+    (["submit", "--name", "a b"], "--name 'a b' must be letters, digits, _ . -"),
+    (["train", "train.precision=fp64"], "2 workers need train.engine=deepspeed, but fp64 needs the plain engine; set cluster.workers=1"),
+    (["train", "train.engine=plain"], "2 workers need train.engine=deepspeed, but the plain engine serves one"),
+    (["train", "router.replay=use", "router.choices=nope"], "router.choices is 'nope': there is no run 'nope'"),
+    (
+        ["compare", "compare/small/moeut", "--local", "router.replay=use", "router.choices=nope"],
+        "router.choices is 'nope': there is no run",
+    ),
+    (["sizes", "docs/pictures/tensorboard.png"], "tensorboard.png is not a text file; give a YAML file"),
     (["dry-run", "train.lrr=1"], "train.lrr: unknown field; did you mean lr?"),
-    (["train", "data=@nowhere.yaml"], "recipe nowhere.yaml: No such file"),
+    (["train", "data=@nowhere.yaml"], "override 'data=@nowhere.yaml': there is no file 'nowhere.yaml'"),
     (["train", "cluster.workers=4", "cluster.nodes=3"], "cluster.nodes=3"),
     (["train", "cluster.address=ray://host:1"], "ray://host:1"),
     (["train", "--from", "nope@3"], "there is no run 'nope'"),
@@ -72,8 +99,12 @@ MISTAKES = [
     (["status", "nope"], "there is no run 'nope'"),
     (["eval", "nope"], "there is no run 'nope'"),
     (["generate", "nope"], "there is no run 'nope'"),
-    (["generate", "nope", "--temperature", "-1"], "--temperature must be 0 or more"),
-    (["generate", "nope", "--repeats", "0"], "--repeats must be 1 or more"),
+    (["generate", "nope", "--max-new", "0"], "--max-new is 0; it must be 1 or more"),
+    (["generate", "nope", "--top-k", "-2"], "--top-k is -2; it must be 0 or more"),
+    (["generate", "nope", "--temperature", "-1"], "--temperature is -1; it must be 0 or more"),
+    (["generate", "nope", "--temperature", "nan"], "--temperature is nan; it must be 0 or more"),
+    (["generate", "nope", "--repeats", "0"], "--repeats is 0; it must be 1 or more"),
+    (["tensorboard", "--port", "99999"], "--port is 99999; it must be from 1 to 65535"),
     (["eval", "nope", "--repeats", "0"], "--repeats is 0, of which '0' is no whole number of 1 or more"),
     (["eval", "nope", "--repeats", "1,x"], "--repeats is 1,x, of which 'x' is no whole number"),
     (["submit", "--nodes", "0"], "--nodes is 0"),
@@ -97,8 +128,9 @@ def test_options_may_stand_between_the_words(home: Path, capsys: pytest.CaptureF
 
 def test_folder_that_cannot_be_written(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (home / "runs").write_text("a file where the folder should be")
-    assert main(["train"]) == 2
-    assert "cannot be written" in capsys.readouterr().err
+    for command in ("train", "tensorboard"):
+        assert main([command]) == 2
+        assert f"folder {home / 'runs'}" in (error := capsys.readouterr().err) and "cannot be written" in error
 
 
 def test_tensorboard_port_taken(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,6 +148,38 @@ def test_resume_refuses_what_would_be_another_model(make_run: Callable[..., RunF
     assert main(["resume", "a", "model.d_model=512"]) == 2
     error = capsys.readouterr().err
     assert "resume cannot change model.d_model" in error and "train.steps" in error
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("train.step=400", "train.step: unknown field; did you mean steps?"),
+        ("train.precision=fp64", "resume cannot change train.precision"),
+        ("cluster.workers=3", "expert_parallel.size is 2, which does not divide 3 workers"),
+    ],
+)
+def test_mistakes_of_a_resume(change: str, told: str, make_run: Callable[..., RunFolder], capsys: pytest.CaptureFixture[str]) -> None:
+    make_run("a", "stopped", checkpoints=(3,), step=3)
+    assert main(["resume", "a", change]) == 2
+    error = capsys.readouterr().err
+    assert told in error and ("cannot change" in error) == ("cannot change" in told)
+
+
+def test_resume_looks_for_the_run_whose_choices_it_takes(
+    make_run: Callable[..., RunFolder], recipe: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run("a", "stopped", checkpoints=(3,), step=3)
+    run.create(recipe.model_copy(update={"name": "a", "router": RouterConfig(replay="use", choices="gone")}))
+    assert main(["resume", "a"]) == 2
+    assert "router.choices is 'gone': there is no run 'gone'" in capsys.readouterr().err
+
+
+def test_a_cut_recipe_of_a_run(make_run: Callable[..., RunFolder], capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run("a", "stopped", checkpoints=(3,), step=3)
+    run.recipe_path.write_text(run.recipe_path.read_text()[:100] + "\n  [cut")
+    for command in ("eval", "resume"):
+        assert main([command, "a"]) == 2
+        assert f"recipe {run.recipe_path} is not YAML" in capsys.readouterr().err
 
 
 def test_resume_of_a_finished_run_says_how_to_go_on(make_run: Callable[..., RunFolder], capsys: pytest.CaptureFixture[str]) -> None:

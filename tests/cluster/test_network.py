@@ -36,3 +36,9 @@ def test_ports() -> None:
         with pytest.raises(ClusterError, match=rf"port {port} .* is taken; \d+ is free: --port \d+"):
             claim_port(port, "--port")
     assert claim_port(port, "--port") == port
+
+
+@pytest.mark.parametrize("port", [-1, 0, 65536])
+def test_a_number_that_is_no_port(port: int) -> None:
+    with pytest.raises(ClusterError, match=f"--port is {port}; it must be from 1 to 65535"):
+        claim_port(port, "--port")

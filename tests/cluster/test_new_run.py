@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from cluster.new_run import NewRun, clear_unstarted, find_checkpoint
 from cluster.run_lock import RunLock, lock_path
@@ -26,24 +27,27 @@ def test_a_finished_run_gives_the_next_a_number(make_run: Callable[..., RunFolde
 def test_a_run_with_checkpoints_is_not_touched(state: str, hint: str, make_run: Callable[..., RunFolder]) -> None:
     run = make_run("a", state, checkpoints=(7,), step=7)
     with RunLock(run), pytest.raises(RunError, match=rf"{hint}"):
-        clear_unstarted(run)
+        clear_unstarted(run, Console())
     assert (run.checkpoints / "step-00000007").is_dir() and run.recipe_path.is_file()
 
 
-def test_what_never_reached_a_checkpoint_is_cleared(make_run: Callable[..., RunFolder]) -> None:
+def test_what_never_reached_a_checkpoint_is_cleared(make_run: Callable[..., RunFolder], capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run("a", "failed")
     (run.logs / "rank-00000.log").write_text("old words")
     run.append_metrics({"step": 1})
     with RunLock(run):
-        clear_unstarted(run)
+        clear_unstarted(run, Console())
         assert list(run.path.iterdir()) == [lock_path(run)]
+        assert f"removing the earlier try in {run.path}: it has no checkpoint" in capsys.readouterr().out
+        clear_unstarted(run, Console())
+        assert capsys.readouterr().out == ""
 
 
 def test_the_folder_of_a_comparison_is_not_cleared(make_run: Callable[..., RunFolder]) -> None:
     run = make_run("set/a", "finished")
     assert run.comparison is not None
     with pytest.raises(RunError, match="holds the runs of a comparison; choose another name with --name"):
-        clear_unstarted(run.comparison)
+        clear_unstarted(run.comparison, Console())
     assert run.recipe_path.is_file()
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 
 import pytest
 
-from cluster.run_lock import RunLock, is_held, owner_of
+from cluster.run_lock import RunLock, holder_elsewhere, is_held, lock_path, owner_of
 from distributed.errors import RunError
 from distributed.run_folder import RunFolder
 
@@ -30,6 +32,26 @@ def test_the_second_is_refused_until_the_first_is_gone(make_run: Callable[..., R
     with RunLock(run):
         assert is_held(run)
     assert not is_held(run)
+
+
+def test_a_lock_of_another_host_counts_as_held(make_run: Callable[..., RunFolder]) -> None:
+    run = make_run("a")
+    with RunLock(run):
+        assert holder_elsewhere(run) is None
+        taken = owner_of(run)
+    lock_path(run).write_text(json.dumps({**taken, "host": "another"}))
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(taken["time"]))
+    assert is_held(run) and holder_elsewhere(run) == f"another since {when}"
+    with RunLock(run):
+        assert holder_elsewhere(run) is None
+    assert not is_held(run)
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", "7", '{"host": "x"}'])
+def test_a_damaged_lock_has_no_owner(text: str, make_run: Callable[..., RunFolder]) -> None:
+    run = make_run("a")
+    lock_path(run).write_text(text)
+    assert owner_of(run) == {} and not is_held(run)
 
 
 def test_a_child_that_got_the_descriptor_shares_the_lock(make_run: Callable[..., RunFolder]) -> None:

@@ -11,8 +11,8 @@ from fragments import whole, worst
 from pool import Pool
 from small_model import SmallModel
 
-from distributed.engine import choose_engine
 from distributed.errors import RunError
+from distributed.start_rules import choose_engine
 from distributed.topology import Topology
 
 ALONE = Topology(0, 1, 0, 1, torch.device("cpu"), "gloo", None, None, None)
@@ -119,9 +119,9 @@ def test_fragments_are_live(pool: Pool, world: int, expert_parallel: int) -> Non
 def test_engine_is_refused_where_it_cannot_work() -> None:
     train = engine_work.train_config()
     with pytest.raises(RunError, match=r"4 workers need train\.engine=deepspeed"):
-        choose_engine(train.model_copy(update={"engine": "plain"}), world=4)
+        choose_engine(train.model_copy(update={"engine": "plain"}), 4, connected=True)
     with pytest.raises(RunError, match="fp64"):
-        choose_engine(train.model_copy(update={"precision": "fp64"}), world=2)
+        choose_engine(train.model_copy(update={"precision": "fp64"}), 2, connected=True)
     with pytest.raises(RunError, match="fp64"):
-        choose_engine(train.model_copy(update={"precision": "fp64", "engine": "deepspeed"}), world=1)
-    assert choose_engine(train, world=1) == "plain"
+        choose_engine(train.model_copy(update={"precision": "fp64", "engine": "deepspeed"}), 1, connected=True)
+    assert (choose_engine(train, 1, connected=False), choose_engine(train, 1, connected=True)) == ("plain", "deepspeed")

@@ -1,5 +1,6 @@
 """Recipes: every fault is told with the field, the value and the mend."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -56,12 +57,26 @@ def test_overrides_reach_nested_fields_and_lists() -> None:
         ),
         (
             "model.halting.loss_weight=0.1",
-            ["model.halting: give kind as well: one of none, stick_breaking, act; for example model.halting={kind: act, loss_weight: 0.1}"],
+            ["  model.halting: give kind as well: one of none, stick_breaking, act; for example model.halting={kind: stick_breaking,"],
         ),
         (
             "model.depth.sample={max: 99}",
             ["model.depth.sample: give kind as well", "for example model.depth.sample={kind: uniform, max: 99}"],
         ),
+        ("model.feed_forward.balance.scope=micro_batch", ['for example model.feed_forward.balance={kind: entropy, scope: "micro_batch"}']),
+        ("model.halting=act", ["  model.halting: a group of fields", "got 'act'", "write model.halting.kind=act, or {kind: act}"]),
+        ("model.residual=altupp", ["  model.residual: a group of fields", "one of single, altup, recycled_altup; did you mean altup?"]),
+        ("model.feed_forward_at={0: pkm}", ["write model.feed_forward_at.0.kind=pkm"]),
+        ("model.depth=8", ["  model.depth: a group of fields, not one value (got 8); the fields here are prelude, group,"]),
+        ("model.depth.backprop_repeats=5", ["backprop_repeats is 5 but a pass makes at most 4 repeats; choose backprop_repeats <= 4"]),
+        ("train.lr=inf", ["  train.lr: Input should be a finite number (got inf)"]),
+        ("train.betas=[0.9, .nan]", ["  train.betas.1: Input should be a finite number (got nan)"]),
+        ("data.held_out_fraction=.nan", ["  data.held_out_fraction: Input should be a finite number (got nan)"]),
+        ("train.lr=2026-13-45", ["  train.lr: Input should be a valid number", "(got '2026-13-45')"]),
+        ("expert_parallel.size=true", ["  expert_parallel: size is true, where a number belongs"]),
+        ("train.clip=false", ["  train: clip is false, where a number belongs"]),
+        ("train.zero_stage=true", ["  train: zero_stage is true, where a number belongs"]),
+        ("data.sources.0.max_megabytes=true", ["  data.sources.0: max_megabytes is true, where a number belongs"]),
         ("model.depth.sample={kind: uniform, max: 0}", ["  model.depth.sample.max: Input should be greater than or equal to 1 (got 0)"]),
         (
             "model.feed_forward_at={0: {kind: pkm, n_keys: 8, d_kex: 4}}",
@@ -73,7 +88,10 @@ def test_overrides_reach_nested_fields_and_lists() -> None:
         ("router.replay=use", ["router.choices"]),
         ("train", ["field.name=value"]),
         ("data.sources.7.path=x", ["position from 0 to 0"]),
-        ("name=../elsewhere", ["name", "../elsewhere"]),
+        ("name=../elsewhere", ["name: must be letters, digits, _ . - and begin with a letter or digit (got '../elsewhere')"]),
+        ("data=@nowhere.yaml", ["override 'data=@nowhere.yaml': there is no file 'nowhere.yaml'", "corpora/c4, corpora/pes2o"]),
+        ("data=@pesO2.yaml", ["did you mean @corpora/pes2o?"]),
+        (f"data=@{__file__}", [f"override 'data=@{__file__}'", "is not YAML"]),
     ],
 )
 def test_faults_are_named(override: str, told: list[str]) -> None:
@@ -81,6 +99,28 @@ def test_faults_are_named(override: str, told: list[str]) -> None:
         load_recipe(QUICKSTART, [override])
     for words in told:
         assert words in str(fault.value)
+
+
+def test_an_override_finds_a_layer_by_its_number(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    memory = "feed_forward: {kind: dense, d_ff: 8}\n  feed_forward_at: {1: {kind: pkm, d_key: 4}}"
+    path.write_text(re.sub(r"feed_forward: .*", memory, QUICKSTART.read_text()))
+    slot = load_recipe(path, ["expert_parallel.size=1", "model.feed_forward_at.1.n_keys=30"]).model.feed_forward_at[1]
+    assert (slot.kind, getattr(slot, "n_keys", None)) == ("pkm", 30)
+    slots = load_recipe(path, ["expert_parallel.size=1", "model.feed_forward_at.1={kind: dense, d_ff: 4}"]).model.feed_forward_at
+    assert slots[1].kind == "dense"
+
+
+def test_a_corpus_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("configs/corpora/pes2o.yaml", "corpora/pes2o.yaml", "corpora/pes2o"):
+        assert load_recipe(CONFIGS / "paper" / "moeut_244m.yaml", [f"data=@{name}"]).data.sources[0].name == "pes2o"
+
+
+def test_the_kind_that_a_slot_has_by_itself_is_suggested_first() -> None:
+    switch = "model.feed_forward={kind: switch, n_experts: 8}"
+    with pytest.raises(RunError, match=r"for example model\.feed_forward\.balance={kind: switch, scope: \"step\"}"):
+        load_recipe(QUICKSTART, [switch, "model.feed_forward.balance.scope=step"])
 
 
 def test_choices_of_tokens_that_halt_are_not_replayed() -> None:
@@ -102,6 +142,12 @@ def test_unreadable_recipes_are_named(tmp_path: Path) -> None:
     broken = tmp_path / "broken.yaml"
     broken.write_text("a: [1,")
     with pytest.raises(RunError, match="not YAML"):
+        load_recipe(broken)
+    broken.write_text("date: 2026-13-45")
+    with pytest.raises(RunError, match="not YAML: month must be in 1"):
+        load_recipe(broken)
+    broken.write_bytes(b"\x89PNG\r\n")
+    with pytest.raises(RunError, match=rf"recipe {broken} is not a text file"):
         load_recipe(broken)
 
 

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from distributed.errors import RunError
+from distributed.recipe import Recipe
 from distributed.recipe_file import load_recipe
 from distributed.replay import ChoiceReader, ChoiceWriter, NoReplay, open_replay
-from distributed.run_config import RouterConfig
 from distributed.run_folder import RunFolder
 from distributed.topology import Topology
 
@@ -144,19 +144,18 @@ def test_half_written_file_is_not_read(tmp_path: Path) -> None:
 
 def open_in(home: Path, recorded: list[str], replaying: list[str], record: bool = True) -> Any:
     """`open_replay` of a run that wants the choices of another; both are quickstarts with overrides."""
-    quickstart = project_configs() / "quickstart.yaml"
     run = RunFolder.named("recorded")
-    run.create(load_recipe(quickstart, ["name=recorded", "router.replay=record", *recorded]))
+    run.create(quickstart("name=recorded", "router.replay=record", *recorded))
     if record:
         write(run.choices, 0, [[[1]]])
     other = RunFolder.named("replaying")
-    recipe = load_recipe(quickstart, ["name=replaying", "router.replay=use", "router.choices=recorded", *replaying])
+    recipe = quickstart("name=replaying", "router.replay=use", "router.choices=recorded", *replaying)
     other.create(recipe)
-    return open_replay(recipe.router, other, ALONE)
+    return open_replay(recipe, other, ALONE)
 
 
-def project_configs() -> Path:
-    return Path(__file__).resolve().parents[2] / "configs"
+def quickstart(*overrides: str) -> Recipe:
+    return load_recipe(Path(__file__).resolve().parents[2] / "configs" / "quickstart.yaml", list(overrides))
 
 
 @pytest.fixture
@@ -183,7 +182,7 @@ def test_run_without_choices_is_refused(home: Path) -> None:
 
 
 def test_off_leaves_choices_to_the_routers(home: Path) -> None:
-    replay = open_replay(RouterConfig(), RunFolder.named("any"), ALONE)
+    replay = open_replay(quickstart(), RunFolder.named("any"), ALONE)
     assert isinstance(replay, NoReplay)
     assert replay.records(0, [1], [True] * VISITS) is None
     replay.keep(0, [1], records_of([1]))
@@ -192,7 +191,7 @@ def test_off_leaves_choices_to_the_routers(home: Path) -> None:
 
 def test_record_writes_into_the_run(home: Path) -> None:
     run = RunFolder.named("recorded")
-    replay = open_replay(RouterConfig(replay="record"), run, ALONE)
+    replay = open_replay(quickstart("router.replay=record"), run, ALONE)
     assert replay.records(4, [1, 2], [True] * VISITS) is None
     replay.keep(4, [1, 2], records_of([1, 2]))
     assert_gives(ChoiceReader(run.choices, CPU), 4, [2, 1])
