@@ -12,7 +12,6 @@ from distributed.exchange import TokenExchange
 from distributed.move import MOVES, VISITS, Load, Move, run_micro_batch, trial_layer, trial_seconds
 from distributed.topology import Topology
 from distributed.weight_exchange import WeightExchange
-from model.depth_config import DepthConfig
 from model.moe_config import SigmaMoEConfig
 
 
@@ -29,7 +28,7 @@ def measure(tokens: list[int], d_model: int, experts: SigmaMoEConfig, visits: in
     """One layer, `visits` visits, one micro-batch; all ranks call this."""
     points = []
     for number in tokens:
-        load = Load(number, 1, DepthConfig(group=1, repeats=visits), d_model, experts, dtype)
+        load = Load(number, 1, 1, visits, d_model, experts, dtype)
         seconds, sent = {}, {}
         for move in MOVES:
             seconds[move] = trial_seconds(_exchange(move, topology), topology, load)
@@ -48,7 +47,7 @@ def _sent(exchange: TokenExchange | WeightExchange, topology: Topology, load: Lo
     run_micro_batch(layer, x_1TD, topology, last=True)
     if isinstance(exchange, WeightExchange):
         return exchange.traffic.sent
-    return exchange.traffic.sent * load.depth.n_visits / VISITS * load.tokens / x_1TD.shape[1]
+    return exchange.traffic.sent * load.visits / VISITS * load.tokens / x_1TD.shape[1]
 
 
 def crossing(points: list[Point]) -> float | None:

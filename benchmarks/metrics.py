@@ -71,9 +71,7 @@ def watched_training(recipe: Recipe, steps: int, batch: int, device: torch.devic
     model = MoEUT(recipe.model).to(device)
     model.init_parameters(recipe.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.train.lr)
-    routed = recipe.model.feed_forward.routed_experts
-    experts = [routed] * recipe.model.depth.n_visits if routed else []
-    metrics = Metrics(run, recipe, Topology(0, 1, 0, 1, device, "gloo", None, None, None), experts, 0, clock)
+    metrics = Metrics(run, recipe, Topology(0, 1, 0, 1, device, "gloo", None, None, None), 0, clock)
     train_step(model, optimizer, clock, SimpleNamespace(observe=lambda *_: None), batch, recipe, Stopwatch())  # warm-up
     watch.seconds.clear()
     with watch.time("all"):

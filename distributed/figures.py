@@ -1,6 +1,6 @@
 """From what an interval left behind to the figures a person reads. Plain functions on the host; nothing is measured here.
 
-Shape suffixes: V visits, E experts, W ranks of the world, P parts of a step.
+Shape suffixes: V visits with routed experts, E experts, W ranks of the world, P parts of a step.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ class Interval:
     use: dict[str, Any]
 
 
-def interval_figures(interval: Interval, schedule: list[int]) -> dict[str, Any]:
+def interval_figures(interval: Interval, routed: dict[int, int]) -> dict[str, Any]:
     """Everything about an interval that needs no memory of earlier ones.
 
     Args:
         interval: the sums.
-        schedule: the layer of every visit.
+        routed: number -> layer of the visits with routed experts, the rows of `loads_VE`.
 
     Returns:
         Plain values. Times are seconds a step, mean over ranks: `parts` add up to all time of the interval,
@@ -90,7 +90,7 @@ def interval_figures(interval: Interval, schedule: list[int]) -> dict[str, Any]:
         "host_bytes_max": int(interval.host_bytes_W.max().item()),
         "device_bytes_max": int(interval.device_bytes_W.max().item()),
         "halting": interval.halting,
-        "load": load_figures(interval.loads_VE, interval.routes_WV, schedule),
+        "load": load_figures(interval.loads_VE, interval.routes_WV, routed),
         "use": use_figures(interval.use),
     }
 
@@ -115,10 +115,11 @@ def whole_run(lines: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def load_figures(loads_VE: Tensor, routes_WV: Tensor, schedule: list[int]) -> dict[str, Any]:
+def load_figures(loads_VE: Tensor, routes_WV: Tensor, routed: dict[int, int]) -> dict[str, Any]:
     """Expert load in numbers, empty for a model without experts.
 
-    Means are over visits that had routes: with sampled repeats the last ones may not have been made.
+    Means are over visits that had routes: with sampled repeats the last ones may not have been made. Visits and layers without routed
+    experts count nowhere. `*_by_visit` are by the visit's number, the keys of `routed`.
     `dead_share`: experts that got no route in a visit, mean over visits; `never_used_share`: in no visit of their layer.
     `unevenness`: KL of routes to uniform, nats, mean over visits.
     `rank_imbalance`: routes on the busiest rank over the mean rank, mean over visits (each visit waits for its busiest).
@@ -132,15 +133,15 @@ def load_figures(loads_VE: Tensor, routes_WV: Tensor, schedule: list[int]) -> di
     made_V = loads_VE.sum(dim=1) > 0
     return {
         "dead_share": dead_V[made_V].mean().item(),
-        "never_used_share": never_used_share(loads_VE, schedule),
+        "never_used_share": never_used_share(loads_VE, list(routed.values())),
         "routing_entropy": entropy_V[made_V].mean().item(),
         "unevenness": _mean([value for value, made in zip(uneven_V, made_V.tolist(), strict=True) if made]),
         "expert_imbalance": imbalance(loads_VE.T)[made_V].mean().item(),
         "rank_imbalance": ranks_V[made_V].mean().item(),
-        "dead_share_by_visit": dead_V.tolist(),
-        "routing_entropy_by_visit": entropy_V.tolist(),
-        "unevenness_by_visit": uneven_V,
-        "rank_imbalance_by_visit": ranks_V.tolist(),
+        "dead_share_by_visit": dict(zip(routed, dead_V.tolist(), strict=True)),
+        "routing_entropy_by_visit": dict(zip(routed, entropy_V.tolist(), strict=True)),
+        "unevenness_by_visit": dict(zip(routed, uneven_V, strict=True)),
+        "rank_imbalance_by_visit": dict(zip(routed, ranks_V.tolist(), strict=True)),
     }
 
 

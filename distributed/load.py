@@ -2,7 +2,7 @@
 
 Counts are gathered on the device (`LoadCounter`) and judged on the host, once a logging interval (the plain functions).
 
-Shape suffixes: V visits, E experts, R expert-parallel ranks, W ranks of the world; T tokens, H heads, K slots a
+Shape suffixes: V visits with routed experts, E experts, R expert-parallel ranks, W ranks of the world; T tokens, H heads, K slots a
 head, N slots of a product-key layer.
 """
 
@@ -31,7 +31,7 @@ def dead_share(loads_VE: Tensor) -> Tensor:
 
 
 def never_used_share(loads_VE: Tensor, schedule: Sequence[int]) -> float:
-    """The share of experts (of all layers) that no token chose in any visit; `schedule` names the layer of every visit."""
+    """The share of experts (of all routed layers) that no token chose in any visit; `schedule` names the layer of every row."""
     by_layer = [loads_VE[[visit for visit, at in enumerate(schedule) if at == layer]].sum(dim=0) for layer in sorted(set(schedule))]
     return (torch.stack(by_layer) == 0).double().mean().item()
 
@@ -65,7 +65,7 @@ class LoadCounter:
         self._loads_VE = torch.zeros(n_visits, n_experts, dtype=torch.int64, device=device)
 
     def add(self, loads: Sequence[Tensor]) -> None:
-        """Add one micro-batch: a list over visits of int64 [E], empty for a model without experts."""
+        """Add one micro-batch: a list over visits with routed experts of int64 [E]."""
         if loads:
             self._loads_VE += torch.stack(tuple(loads))
 

@@ -3,14 +3,14 @@
 One collective (a fp64 vector) carries everything over the ranks; rank 0 writes it (`run_writer`). `step` is everywhere
 the number of steps done, so the first step ends at step 1.
 
-Shape suffixes: V visits, E experts, W ranks of the world, P parts of a step.
+Shape suffixes: V visits with routed experts, E experts, W ranks of the world, P parts of a step.
 """
 
 from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -42,7 +42,6 @@ class Metrics:
         run: where to write.
         recipe: the run's recipe.
         topology: rank, world, expert parallelism and device.
-        n_experts_per_visit: experts of the feed-forward of every visit that the model can make; empty for a model without experts.
         resumed_step: steps done in the checkpoint this start goes on from, 0 at the beginning.
         clock: the clock that the trainer's parts and the kernels' spans are charged to.
         epoch_of: steps done -> epoch, shown when given.
@@ -53,17 +52,15 @@ class Metrics:
         run: RunFolder,
         recipe: Recipe,
         topology: Topology,
-        n_experts_per_visit: Sequence[int],
         resumed_step: int,
         clock: StepClock,
         epoch_of: Callable[[int], float] | None = None,
     ) -> None:
         self._run, self._recipe, self._topology, self._clock = run, recipe, topology, clock
         self._epoch_of = epoch_of
-        depth = recipe.model.depth
-        self._schedule = depth.schedule(depth.most_repeats) if n_experts_per_visit else []
+        self._routed = recipe.model.routed_visits()
         self._choices: list[Record] = []
-        self._loads = LoadCounter(len(n_experts_per_visit), max(n_experts_per_visit, default=0), topology.device)
+        self._loads = LoadCounter(len(self._routed), recipe.model.feed_forward.routed_experts, topology.device)
         self._halted = HaltingCounter(recipe.model, recipe.data.seq_len, topology.device)
         self._peak = peak_flops(topology.device, choose_dtype(recipe.train.precision, topology.device))
         self._last_step = self._last_counted = resumed_step
@@ -121,7 +118,7 @@ class Metrics:
         interval = self._reduce()
         self._last_step = step
         if self._writer is not None:
-            figures = interval_figures(interval, self._schedule)
+            figures = interval_figures(interval, self._routed)
             if self._epoch_of is not None:
                 figures["epoch"] = self._epoch_of(step)
             self.figures = self._writer.interval(step, interval, figures, self.held_out)

@@ -27,7 +27,6 @@ from distributed.recipe import Recipe
 from distributed.run_folder import RunFolder
 from distributed.step_balance import looks_ahead
 from distributed.topology import Topology
-from model.depth_config import DepthConfig
 from model.exchange import Exchange
 from model.feed_forward import RoutedFeedForward
 from model.moe_config import RoutedConfig
@@ -42,14 +41,15 @@ MOST_OF_MEMORY = 0.25
 
 @dataclass(frozen=True)
 class Load:
-    """What a rank's step asks of the exchange: micro-batches of so many tokens, through the visits of so many layers.
+    """What a rank's step asks of the exchange: micro-batches of so many tokens, through so many visits of layers with routed experts.
 
     `looks_ahead`: whether a forward of each comes before all of them (`distributed.step_balance`).
     """
 
     tokens: int
     micro_batches: int
-    depth: DepthConfig
+    layers: int
+    visits: int
     d_model: int
     experts: RoutedConfig
     dtype: torch.dtype
@@ -57,7 +57,7 @@ class Load:
 
     def gathered_bytes(self) -> int:
         """Of all gathered banks, their gradients, and the gradients' sum over micro-batches where there are several."""
-        entries = 2 * self.depth.n_layers * self.experts.n_experts * self.d_model * self.experts.d_expert
+        entries = 2 * self.layers * self.experts.n_experts * self.d_model * self.experts.d_expert
         return entries * (2 * self.dtype.itemsize + (4 if self.micro_batches > 1 else 0))
 
 
@@ -78,13 +78,15 @@ def seconds_a_step(recipe: Recipe, topology: Topology, load: Load) -> dict[Move,
 
 def load_of(recipe: Recipe, topology: Topology) -> Load:
     """The load of the busiest rank of a run."""
-    experts, train = recipe.model.feed_forward, recipe.train
+    model, train = recipe.model, recipe.train
+    experts, layers = model.feed_forward, model.routed_layers
     assert isinstance(experts, RoutedConfig)
     shares = micro_batches(range(train.global_batch), topology.world, topology.world - 1, train.micro_batch)
     tokens = max(map(len, shares)) * recipe.data.seq_len
     dtype = choose_dtype(train.precision, topology.device)
-    ahead = looks_ahead(recipe.model, len(shares), topology.world)
-    return Load(tokens, len(shares), recipe.model.depth, recipe.model.d_model, experts, dtype, ahead)
+    ahead = looks_ahead(model, len(shares), topology.world)
+    visits = sum(layer in layers for layer in model.depth.schedule())
+    return Load(tokens, len(shares), len(layers), visits, model.d_model, experts, dtype, ahead)
 
 
 def _decide(recipe: Recipe, run: RunFolder, topology: Topology) -> Move:
@@ -132,7 +134,7 @@ def trial_seconds(exchange: Exchange, topology: Topology, load: Load) -> float:
     exchange.weights_changed()
     visit = statistics.median(beside[1:]) / VISITS * load.tokens / x_1TD.shape[1]
     once = max(0.0, statistics.median(alone[1:]) - statistics.median(beside[1:]))
-    return load.micro_batches * load.depth.n_visits * visit + load.depth.n_layers * once
+    return load.micro_batches * load.visits * visit + load.layers * once
 
 
 def trial_layer(exchange: Exchange, topology: Topology, load: Load) -> tuple[RoutedFeedForward, Tensor]:

@@ -2,7 +2,7 @@
 
 A start after a checkpoint first takes back what will be done again, so that no file says two things of one step.
 
-Shape suffixes: V visits, E experts.
+Shape suffixes: V visits with routed experts, E experts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from distributed.run_folder import RunFolder
 from distributed.tensorboard import Board
 
 LEGEND = (
-    "One picture a layer: a row is a visit (first at the top), a column an expert. Colour is routes over the even share, from a quarter "
+    "A picture a routed layer: a row is a visit (first on top), a column an expert. Colour is routes over the even share, from a quarter "
     "(dark blue) over even (green) to four times (yellow), logarithmic; red experts got no route since the last picture."
 )
 
@@ -82,19 +82,18 @@ class RunWriter:
         self._run.write_state(state, step=step, held_out=finite(held_out), **finite(shown))
 
     def _heat_maps(self, step: int, loads_VE: Tensor) -> None:
-        """One picture a layer (its visits from top to bottom) of the routes since the last pictures."""
+        """One picture a layer with routed experts (its visits from top to bottom) of the routes since the last pictures."""
         if loads_VE.numel() == 0:
             return
         self._map_loads_VE = loads_VE if self._map_loads_VE is None else self._map_loads_VE + loads_VE
         if step < self._next_map:
             return
-        depth = self._recipe.model.depth
-        schedule = depth.schedule(depth.most_repeats)
+        layers = list(self._recipe.model.routed_visits().values())
         relative_VE = relative_load(self._map_loads_VE)
-        for layer in range(depth.n_layers):
-            visits = [visit for visit, at in enumerate(schedule) if at == layer]
-            self._board.picture(step, f"expert_load/layer_{layer}", heat_map(self._map_loads_VE[visits].numpy()))
-            self._board.histogram(step, f"expert_load_over_even_share/layer_{layer}", relative_VE[visits].numpy())
+        for layer in sorted(set(layers)):
+            rows = [row for row, at in enumerate(layers) if at == layer]
+            self._board.picture(step, f"expert_load/layer_{layer}", heat_map(self._map_loads_VE[rows].numpy()))
+            self._board.histogram(step, f"expert_load_over_even_share/layer_{layer}", relative_VE[rows].numpy())
         self._map_loads_VE = None
         every = self._recipe.logging.heat_maps_every
         self._next_map = (step // every + 1) * every
@@ -128,18 +127,18 @@ def scalars(figures: dict[str, Any]) -> dict[str, float]:
     curves |= {f"step_time/{name}": seconds for name, seconds in figures["parts"].items()}
     curves |= {f"goodput/lost_{name}_seconds": seconds for name, seconds in figures["goodput"]["lost"].items()}
     curves |= {f"halting/{name}": value for name, value in figures["halting"].items()}
-    for name, value in figures["load"].items():
-        if isinstance(value, list):
-            label = name.removesuffix("_by_visit")
-            curves |= {f"load_by_visit/{label}_{visit:02d}": one for visit, one in enumerate(value)}
-        else:
-            curves[f"load/{name}"] = value
-    for name, value in figures["use"].items():
+    return curves | _grouped("load", figures["load"]) | _grouped("use", figures["use"])
+
+
+def _grouped(group: str, figures: dict[str, Any]) -> dict[str, float]:
+    """The curves of a group, among them those `NAME_by_PLACE`: one for every number of a visit or layer."""
+    curves: dict[str, float] = {}
+    for name, value in figures.items():
         if isinstance(value, dict):
             label, _, place = name.rpartition("_by_")
-            curves |= {f"use_by_{place}/{label}_{number:02d}": one for number, one in value.items()}
+            curves |= {f"{group}_by_{place}/{label}_{number:02d}": one for number, one in value.items()}
         else:
-            curves[f"use/{name}"] = value
+            curves[f"{group}/{name}"] = value
     return curves
 
 

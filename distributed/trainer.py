@@ -229,17 +229,7 @@ class Trainer:
         return losses
 
     def _open_metrics(self) -> Metrics:
-        experts = self.recipe.model.feed_forward.routed_experts
-        n_experts = [experts] * self.recipe.model.depth.n_numbers() if experts else []
-        return Metrics(
-            self.run,
-            self.recipe,
-            self.topology,
-            n_experts,
-            self.step,
-            self.clock,
-            epoch_of=lambda step: step / self.order.steps_per_epoch,
-        )
+        return Metrics(self.run, self.recipe, self.topology, self.step, self.clock, epoch_of=lambda step: step / self.order.steps_per_epoch)
 
     def _baselines(self) -> dict[str, dict[str, float]]:
         """Nats of the unigram and bigram models over the windows of `_validate`, by source; none where they need damaged windows."""

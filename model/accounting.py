@@ -69,8 +69,8 @@ def parameters(config: ModelConfig) -> Parameters:
     copies, mixing = _copies(config), _mixing_parameters(config.residual, d)
     depth, added = config.depth, _added_parameters(config)
     outside = copies * vocabulary * d + vocabulary + 2 * d
-    more = (depth.most_repeats - 1) * _separate_parameters(config) + depth.most_repeats * added
-    layers = sum(attention + slot.stored + 4 * d for slot in feed_forward) + depth.group * more
+    more = (depth.most_repeats - 1) * _separate_parameters(config) + depth.group * depth.most_repeats * added
+    layers = sum(attention + slot.stored + 4 * d for slot in feed_forward) + more
     schedule = depth.schedule()
     by_layer = isinstance(config.residual, AltUpConfig) and config.residual.coefficients == "layer"
     sets = depth.n_layers if by_layer else depth.n_numbers()
@@ -178,10 +178,11 @@ def _mixing_parameters(residual: Residual, d: int) -> int:
 
 
 def _separate_parameters(config: ModelConfig) -> int:
-    """Of what a layer of the group has anyway: that of which every visit has its own."""
-    d, own = config.d_model, config.depth.per_visit
-    routers = config.attention.router_rows * d + config.feed_forward.router_weights(d)
-    return ("router" in own) * routers + ("norm" in own) * 4 * d
+    """Of what the group's layers have anyway: that of which every visit has its own."""
+    d, depth, own = config.d_model, config.depth, config.depth.per_visit
+    slots = [config.feed_forward_of(layer) for layer in range(depth.n_layers) if depth.is_repeated(layer)]
+    routers = sum(config.attention.router_rows * d + slot.router_weights(d) for slot in slots)
+    return ("router" in own) * routers + ("norm" in own) * depth.group * 4 * d
 
 
 def _added_parameters(config: ModelConfig) -> int:

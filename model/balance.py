@@ -1,7 +1,8 @@
 """The balance regularisers over a model's visits: values that flow through the forward, never lists on a module.
 
 A visit's statistic is summed over the tokens of a sequence AND all visits of one distinct layer; the regulariser is the sum over
-distinct layers of weight * value at the mean, heads averaged (arXiv 2405.16039 eq. 4 for the entropy of a sequence).
+distinct layers of weight * value at the mean, heads averaged (arXiv 2405.16039 eq. 4 for the entropy of a sequence). It is divided by
+no number of layers: one without such a router adds nothing and leaves the others' terms as they are.
 
 A value at a mean over many sequences is taken as its tangent there: `value + slope . (own mean - mean)` of every sequence. Over all
 sequences the tangents add up to the value itself and their gradients to its gradient, however the sequences are cut over micro-batches and

@@ -44,7 +44,7 @@ class ModelConfig(Strict):
     """The feed-forward of every layer that `feed_forward_at` does not name."""
     feed_forward_at: dict[int, FeedForward] = Field(default_factory=dict)
     """Another feed-forward for single layers, by layer number, with the kinds and fields of `feed_forward`: a memory in the middle of a
-    dense model. Routed kinds (`sigma_moe`, `switch`, `s_base`) stand in `feed_forward` only."""
+    dense model, a dense prelude before routed layers. Routed kinds (`sigma_moe`, `switch`, `s_base`) stand in `feed_forward` only."""
     residual: Residual = SingleStreamConfig()
     """The residual stream, or streams."""
     halting: Halting = NoHaltingConfig()
@@ -61,11 +61,16 @@ class ModelConfig(Strict):
             if not 0 <= layer < self.depth.n_layers:
                 raise ValueError(f"feed_forward_at names layer {layer}; choose one of 0..{self.depth.n_layers - 1}")
             # Counts of routes are one table, visits by experts.
-            if slot.routed_experts or self.feed_forward.routed_experts:
-                kind = (slot if slot.routed_experts else self.feed_forward).kind
+            if slot.routed_experts:
                 raise ValueError(
-                    f"feed_forward_at cannot stand beside or hold '{kind}': all visits must have as many experts; leave it out"
+                    f"feed_forward_at.{layer} is '{slot.kind}', but routed experts must be as many in all layers that have them: make "
+                    f"'{slot.kind}' the feed_forward and name the other layers in feed_forward_at"
                 )
+        if self.feed_forward.routed_experts and not self.routed_layers:
+            raise ValueError(
+                f"feed_forward is '{self.feed_forward.kind}', but feed_forward_at names all layers, 0..{self.depth.n_layers - 1}; leave "
+                "out those that are to have experts"
+            )
         return self
 
     @model_validator(mode="after")
@@ -79,10 +84,13 @@ class ModelConfig(Strict):
 
     @model_validator(mode="after")
     def _routers_to_separate(self) -> ModelConfig:
-        if "router" in self.depth.per_visit and not (self.attention.router_rows or self.feed_forward.routed_experts):
+        repeated = [layer for layer in range(self.depth.n_layers) if self.depth.is_repeated(layer)]
+        has_router = self.attention.router_rows or set(repeated) & set(self.routed_layers)
+        if "router" in self.depth.per_visit and not has_router:
+            kinds = "', '".join(dict.fromkeys(self.feed_forward_of(layer).kind for layer in repeated))
             raise ValueError(
-                f"depth.per_visit has 'router' but neither attention '{self.attention.kind}' nor feed_forward "
-                f"'{self.feed_forward.kind}' has one; leave it out"
+                f"depth.per_visit has 'router' but neither attention '{self.attention.kind}' nor feed_forward '{kinds}' of the repeated "
+                "layers has one; leave it out"
             )
         return self
 
@@ -121,6 +129,16 @@ class ModelConfig(Strict):
     def feed_forward_of(self, layer: int) -> FeedForward:
         """The slot of distinct layer `layer`."""
         return self.feed_forward_at.get(layer, self.feed_forward)
+
+    @property
+    def routed_layers(self) -> list[int]:
+        """The distinct layers whose feed-forward has routed experts."""
+        return [layer for layer in range(self.depth.n_layers) if self.feed_forward_of(layer).routed_experts]
+
+    def routed_visits(self, repeats: int | None = None) -> dict[int, int]:
+        """The visits of `routed_layers`, number -> layer, in the order of the numbers: the rows of a table of loads."""
+        routed = set(self.routed_layers)
+        return {number: layer for number, layer in enumerate(self.depth.layers_by_number(repeats)) if layer in routed}
 
     def balance_terms(self) -> dict[str, BalanceTerm]:
         """What the loss takes of the statistics of routing, by router name."""

@@ -177,6 +177,8 @@ def to_official_config(config: ModelConfig) -> dict[str, Any]:
     for name, value in _OFFICIAL_ROUTING.items():
         if getattr(feed_forward, name) != value:
             raise ModelError(f"feed_forward.{name} is {getattr(feed_forward, name)!r}; the official library has {value!r} only")
+    if config.feed_forward_at:
+        raise ModelError(f"feed_forward_at names layers {sorted(config.feed_forward_at)}; the official library's are alike: leave it out")
     if config.halting.kind != "none":
         raise ModelError(f"halting.kind is '{config.halting.kind}'; the official library has none only")
     if config.residual.kind != "single":

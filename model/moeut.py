@@ -54,8 +54,8 @@ class ModelOutput:
         balance_loss: mean of `balance_B`, 0 for an empty batch.
         ponder_B: weighted halting loss of every sequence, 0 without halting; the loss adds its mean.
         computed: tokens that every visit made really computed, in order (`model.accounting` turns them into multiply-accumulates).
-        loads: a visit's routes per feed-forward expert, int64 [E], of the tokens given here, by the visit's number; zeros for visits that
-            were not made, no entries for slots without routed experts.
+        loads: a visit's routes per feed-forward expert, int64 [E], of the tokens given here, an entry for each of the config's
+            `routed_visits`; zeros for visits that were not made.
         records: what every visit chose, by the visit's number.
         step_sums: for balance of scope `step`: statistics of a token, summed over sequences, by distinct layer and router name.
     """
@@ -152,7 +152,7 @@ class MoEUT(nn.Module):
         logits_BTV, cross_entropy = self._read_out(left.x, targets_BT) if read_out else self._nothing(tokens_BT.shape[1])
         regularisers = balance_B, balance_loss, left.ponder_B, left.computed
         step_sums = balance.of_step_scope(left.n_tokens)
-        return ModelOutput(logits_BTV, cross_entropy, *regularisers, self._loads(records), records, step_sums)
+        return ModelOutput(logits_BTV, cross_entropy, *regularisers, self._loads(records, repeats), records, step_sums)
 
     def _read_out(self, x: Tensor, targets_BT: Tensor | None) -> tuple[Tensor, Tensor]:
         """Logits and a cross-entropy of 0, or no logits and the cross-entropy."""
@@ -229,12 +229,10 @@ class MoEUT(nn.Module):
             raise ModelError(f"records: {len(records)} given, the model has {n_visits} visits; give one dict a visit")
         return records
 
-    def _loads(self, records: list[Record]) -> list[Tensor]:
-        experts = self.config.feed_forward.routed_experts
-        if not experts:
-            return []
-        none_E = torch.zeros(experts, dtype=torch.int64, device=self.head.weight.device)
-        return [record["loads"]["feed_forward"][0] if "loads" in record else none_E for record in records]
+    def _loads(self, records: list[Record], repeats: int) -> list[Tensor]:
+        none_E = torch.zeros(self.config.feed_forward.routed_experts, dtype=torch.int64, device=self.head.weight.device)
+        routed = [records[number] for number in self.config.routed_visits(repeats)]
+        return [record["loads"]["feed_forward"][0] if "loads" in record else none_E for record in routed]
 
     def _rules(self) -> Rules:
         width = self.config.d_model

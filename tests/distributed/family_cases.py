@@ -20,7 +20,7 @@ class Case:
 
     Attributes:
         model: fields of the recipe's `model`.
-        cut: what two ranks have a part of each: `experts`, `tables` or `nothing`.
+        cut: what two ranks have a part of each: `experts`, `tables`, `both` or `nothing`.
         exempt: it has a statistic of scope `micro_batch`, which is another function for another micro-batch or world.
         replayed: choices can be recorded and obeyed.
         whole_gradient: the backward gives the gradient of the forward.
@@ -28,7 +28,7 @@ class Case:
     """
 
     model: dict[str, Any]
-    cut: Literal["experts", "tables", "nothing"] = "experts"
+    cut: Literal["experts", "tables", "both", "nothing"] = "experts"
     exempt: bool = False
     replayed: bool = True
     whole_gradient: bool = True
@@ -50,6 +50,12 @@ SUT = {
     "attention": {"kind": "momha", "n_heads": 1, "d_head": 8, "n_experts": 4, "top_k": 2, "balance": MIM},
     "halting": {"kind": "stick_breaking", "threshold": 0.75},
     **routed(score="softmax", softmax_over="chosen", router_hidden=6, balance=MIM),
+}
+
+ROUTED_GROUP = {
+    "depth": {"prelude": 1, "group": 2, "repeats": 2, "coda": 1},
+    "feed_forward_at": {0: FEED_FORWARD, 3: PEER},
+    **routed(balance={"kind": "bias"}),
 }
 
 CASES: dict[str, Case] = {
@@ -77,6 +83,7 @@ CASES: dict[str, Case] = {
     "pkm_dense": Case({"norm": "pre", "feed_forward": {**MEMORY, "kind": "pkm_halves", "top_k": 5}}, cut="tables"),
     "peer": Case({"feed_forward": PEER}, cut="tables"),
     "one_peer": Case({"feed_forward": FEED_FORWARD, "feed_forward_at": {1: PEER}}, cut="tables"),
+    "routed_group": Case(ROUTED_GROUP, cut="both"),
     "altup": Case({"residual": {"kind": "altup", "streams": 2}}),
     "recycled_altup": Case({"residual": {"kind": "recycled_altup", "streams": 3, "compute_input": "predicted", "routed": True}}),
     "per_visit": Case({"depth": {"group": 2, "repeats": 2, "per_visit": ["router", "norm", "embedding", "residual_scale"]}}),
@@ -92,8 +99,8 @@ def values_of(case: Case, home: Path, name: str, world: int, **train: Any) -> di
     """The recipe of a case's run."""
     settings = {"steps": 4, "engine": "plain" if world == 1 else "deepspeed", **train}
     values = recipe_values(home, **settings) | {"name": name}
-    values["expert_parallel"] = {"size": world if case.cut == "experts" else 1}
-    values["table_parallel"] = {"size": world if case.cut == "tables" else 1}
+    values["expert_parallel"] = {"size": world if case.cut in ("experts", "both") else 1}
+    values["table_parallel"] = {"size": world if case.cut in ("tables", "both") else 1}
     values["model"] |= case.model
     values["data"]["loader_workers"] = 0
     values["validation"] = {"every": 100, "windows": 1, "batch": 1}

@@ -24,17 +24,18 @@ STEPS = 3
 TOKENS = 8
 
 
-def recipe(expert_parallel: int = 1, heat_maps_every: int = STEPS, move: str = "tokens", sample: dict[str, Any] | None = None) -> Recipe:
-    """A small recipe with two visits and seven experts."""
+def recipe(expert_parallel: int = 1, heat_maps_every: int = STEPS, move: str = "tokens", **model: Any) -> Recipe:
+    """A small recipe with two visits and seven experts; `model` changes fields of that name."""
     return check_recipe(
         {
             "name": "small",
             "model": {
                 "vocab_size": 300,
                 "d_model": 8,
-                "depth": {"group": 1, "repeats": 2, "sample": sample},
+                "depth": {"group": 1, "repeats": 2},
                 "attention": {"kind": "dense", "n_heads": 2, "d_head": 4},
                 "feed_forward": {"kind": "sigma_moe", "n_experts": N_EXPERTS, "d_expert": 4, "top_k": 2},
+                **model,
             },
             "data": {
                 "folder": "corpora/small",
@@ -87,7 +88,7 @@ def train(
     """
     hand = HandClock()
     clock = StepClock(topology.device, HostTimeline(hand))
-    metrics = Metrics(run, recipe(topology.expert_parallel, move=move), topology, [N_EXPERTS] * 2, start, clock)
+    metrics = Metrics(run, recipe(topology.expert_parallel, move=move), topology, start, clock)
     for step in range(start + 1, stop + 1):
         with clock.part("forward"):
             hand.seconds += (topology.rank + 1) / 2

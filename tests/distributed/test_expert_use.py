@@ -159,6 +159,22 @@ def test_a_dense_model_has_nothing_to_count() -> None:
     assert use.figures(use.sums()) == {"tokens": 0, "visits": [], "layers": []}
 
 
+def test_only_what_chooses_has_a_row() -> None:
+    """Dense, two visits of six experts, top-K of nine units: counts, candidates and places are each one's own."""
+    changes = {"depth": {"prelude": 1, "group": 1, "repeats": 2, "coda": 1}}
+    changes["feed_forward_at"] = {0: {"kind": "dense", "d_ff": 8}, 2: {"kind": "topk", "d_ff": 9, "top_k": 2}}
+    use = ExpertUse(ModelConfig.model_validate({**config(SIGMA_MOE).model_dump(), **changes}), CPU)
+    use.add([{}, {"feed_forward": SAME}, {"feed_forward": OTHER}, {"feed_forward": torch.tensor([[8, 7], [8, 6]])}])
+    figures = use.figures(use.sums())
+    assert [(row["visit"], row["layer"], row["candidates"], row["dead"]) for row in figures["visits"]] == [
+        (1, 1, 6, 2),
+        (2, 1, 6, 2),
+        (3, 2, 9, 6),
+    ]
+    assert [(row["layer"], row["candidates"], row["dead"]) for row in figures["layers"]] == [(1, 6, 0), (2, 9, 6)]
+    assert [row["overlap"] for row in figures["visits"]] == [None, 0.0, None]
+
+
 @pytest.fixture(scope="module")
 def by_hand() -> tuple[list[int], list[list[int]]]:
     """Scored tokens' routes in both visits, a window at a time and so without padding."""

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from metrics_work import N_EXPERTS, STEPS, TOKENS, loads, lone, recipe, train
+from metrics_work import N_EXPERTS, STEPS, TOKENS, choices, loads, lone, recipe, train
 from pool import Pool
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -58,17 +58,29 @@ def test_an_interval_of_one_rank(run: RunFolder) -> None:
 
 def test_load_figures_of_one_rank(run: RunFolder) -> None:
     load = train(run, lone())["load"]
-    assert load["dead_share_by_visit"] == [0.0, 6 / 7]
+    assert load["dead_share_by_visit"] == {0: 0.0, 1: 6 / 7}
     assert load["never_used_share"] == 0.0
-    assert load["routing_entropy_by_visit"] == pytest.approx([1.0, 0.0])
+    assert load["routing_entropy_by_visit"] == pytest.approx({0: 1.0, 1: 0.0})
     assert load["rank_imbalance"] == 1.0
+
+
+def test_layers_without_experts_have_no_row_of_loads() -> None:
+    """Three rows of layer 1, whose last expert nobody meets and whose visit 5 is not made, and one of layer 3, where all meet one."""
+    loads_VE = torch.tensor([[6, 2, 0, 0], [2, 4, 2, 0], [0, 0, 0, 0], [0, 8, 0, 0]])
+    routes_WV = torch.tensor([[8.0, 6.0, 0.0, 0.0], [0.0, 2.0, 0.0, 8.0]])
+    load = load_figures(loads_VE, routes_WV, {1: 1, 3: 1, 5: 1, 7: 3})
+    assert load["dead_share_by_visit"] == {1: 0.5, 3: 0.25, 5: 1.0, 7: 0.75}
+    assert (load["dead_share"], load["never_used_share"]) == (0.5, 4 / 8)
+    assert load["rank_imbalance_by_visit"] == {1: 2.0, 3: 1.5, 5: 1.0, 7: 2.0}
+    assert load["rank_imbalance"] == pytest.approx(5.5 / 3)
+    assert load["routing_entropy_by_visit"][7] == 0.0 and load["unevenness_by_visit"][7] == pytest.approx(math.log(4))
 
 
 def test_unevenness_is_of_the_whole_interval(run: RunFolder) -> None:
     load = train(run, lone())["load"]
-    assert load["unevenness_by_visit"] == pytest.approx([0.0, math.log(N_EXPERTS)], abs=1e-12)
+    assert load["unevenness_by_visit"] == pytest.approx({0: 0.0, 1: math.log(N_EXPERTS)}, abs=1e-12)
     assert load["unevenness"] == pytest.approx(math.log(N_EXPERTS) / 2)
-    three_to_one = load_figures(torch.tensor([[6, 2]]), torch.tensor([[8.0]]), [0])
+    three_to_one = load_figures(torch.tensor([[6, 2]]), torch.tensor([[8.0]]), {0: 0})
     assert three_to_one["unevenness"] == pytest.approx(math.log(2) + 0.75 * math.log(0.75) + 0.25 * math.log(0.25))
 
 
@@ -93,16 +105,16 @@ def test_ranks_are_reduced_to_the_same_figures(run: RunFolder, pool: Pool, world
     assert figures["parts"]["experts"] == (world + 1) / 4
     # Experts 0-2 live on even ranks and 3-6 on odd ones. First visit: rank 0 sends 6 and 8, every other rank 14 to its odd one.
     first = {2: [6, 22], 4: [6, 22, 0, 28]}[world]
-    expected = [max(first) / (sum(first) / world), 2.0]
+    expected = {0: max(first) / (sum(first) / world), 1: 2.0}
     assert figures["load"]["rank_imbalance_by_visit"] == pytest.approx(expected)
-    assert figures["load"]["dead_share_by_visit"] == [0.0, 6 / 7]
+    assert figures["load"]["dead_share_by_visit"] == {0: 0.0, 1: 6 / 7}
     assert figures["use"]["overlap"] == pytest.approx((1 / 3 + world - 1) / world)
     assert figures["use"]["path_diversity"] == pytest.approx((3 + 2 * (world - 1)) / (2 * world))
 
 
 def test_where_weights_move_a_rank_computes_its_own_routes(run: RunFolder, pool: Pool) -> None:
     figures, _ = pool.run(2, "metrics_work:train_rank", folder=str(run.path), expert_parallel=2, move="weights")
-    assert figures["load"]["rank_imbalance_by_visit"] == [1.0, 1.0]
+    assert figures["load"]["rank_imbalance_by_visit"] == {0: 1.0, 1: 1.0}
 
 
 def test_skipped_steps_leave_no_trace_in_the_loss(run: RunFolder) -> None:
@@ -167,7 +179,13 @@ def test_repeats_are_figures_where_they_are_drawn(run: RunFolder, tmp_path: Path
     assert run.read_state()["repeats"] is None
     drawing = RunFolder(tmp_path / "drawing")
     drawing.create(recipe())
-    metrics = Metrics(drawing, recipe(sample={"kind": "uniform", "max": 3}), lone(), [N_EXPERTS] * 3, 0, StepClock(torch.device("cpu")))
+    metrics = Metrics(
+        drawing,
+        recipe(depth={"group": 1, "repeats": 2, "sample": {"kind": "uniform", "max": 3}}),
+        lone(),
+        0,
+        StepClock(torch.device("cpu")),
+    )
     for step, repeats in ((1, 3), (2, 2)):
         metrics.observe(SimpleNamespace(loads=[*loads(0), loads(0)[0]], records=[]), TOKENS)
         metrics.step(step, torch.tensor(1.0), torch.tensor(0.0), grad_norm=1.0, lr=1.0, tokens=TOKENS, repeats=repeats)
@@ -177,9 +195,31 @@ def test_repeats_are_figures_where_they_are_drawn(run: RunFolder, tmp_path: Path
     assert (lines(drawing)[0]["repeats"], drawing.read_state()["repeats"]) == (2.5, 2.5)
 
 
+def test_a_routed_group_between_other_layers(run: RunFolder) -> None:
+    """Dense, then the two visits of the other tests, then top-K: curves carry the visits' own numbers, one layer has a picture."""
+    ends = {0: {"kind": "dense", "d_ff": 4}, 2: {"kind": "topk", "d_ff": 5, "top_k": 1}}
+    depth = {"prelude": 1, "group": 1, "repeats": 2, "coda": 1}
+    metrics = Metrics(run, recipe(depth=depth, feed_forward_at=ends), lone(), 0, StepClock(torch.device("cpu")))
+    for step in range(1, STEPS + 1):
+        records = [{}, *choices(0, STEPS), {"feed_forward": torch.tensor([[3], [3], [3], [0]])}]
+        metrics.observe(SimpleNamespace(loads=loads(0), records=records), TOKENS)
+        metrics.step(step, torch.tensor(1.0), torch.tensor(0.0), grad_norm=1.0, lr=1.0, tokens=TOKENS, repeats=2)
+    metrics.log(STEPS)
+    metrics.close()
+    load, use = metrics.figures["load"], metrics.figures["use"]
+    assert (load["dead_share"], load["never_used_share"]) == (3 / 7, 0.0)
+    assert json.loads(run.metrics_path.read_text())["load"]["dead_share_by_visit"] == {"1": 0.0, "2": 6 / 7}
+    assert (use["overlap_by_visit"], use["path_diversity_by_layer"]) == ({2: pytest.approx(1 / 3)}, {1: 1.5})
+    assert curve(run, "load_by_visit/dead_share_02") == [(STEPS, pytest.approx(6 / 7))]
+    events = EventAccumulator(str(run.tensorboard), size_guidance={"images": 0}).Reload()
+    assert events.Tags()["images"] == ["expert_load/layer_1"]
+    assert events.Images("expert_load/layer_1")[0].height == 2 * 24
+
+
 def test_a_model_without_experts(run: RunFolder) -> None:
     clock = StepClock(torch.device("cpu"))
-    metrics = Metrics(run, recipe(), lone(), [], 0, clock, epoch_of=lambda step: step / 4)
+    dense = recipe(feed_forward={"kind": "dense", "d_ff": 4})
+    metrics = Metrics(run, dense, lone(), 0, clock, epoch_of=lambda step: step / 4)
     metrics.observe(SimpleNamespace(loads=[], records=[]), TOKENS)
     metrics.step(1, torch.tensor(1.0), torch.tensor(0.0), grad_norm=1.0, lr=1.0, tokens=TOKENS, repeats=2)
     metrics.log(1)

@@ -78,6 +78,19 @@ def test_a_forward_that_comes_before_the_step_is_tried_too(tmp_path: Path, balan
     assert calls == ([False] * VISITS if load.looks_ahead else []) + [True] * VISITS
 
 
+def test_layers_without_experts_count_for_nothing(tmp_path: Path) -> None:
+    """Of a dense layer, two routed ones three times and a dense one: 2 layers and 6 visits; banks of 2 matrices, 6 experts, 8 by 16."""
+    dense = {"kind": "dense", "d_ff": 8}
+    experts = {"kind": "sigma_moe", "n_experts": 6, "d_expert": 8, "top_k": 2}
+    depth = {"prelude": 1, "group": 2, "repeats": 3, "coda": 1}
+    changes = {"d_model": 16, "depth": depth, "feed_forward": experts, "feed_forward_at": {0: dense, 3: dense}}
+    model = recipe_values(tmp_path)["model"] | changes
+    recipe = check_recipe(values(tmp_path) | {"model": model}, "test")
+    load = load_of(recipe, Topology(0, 2, 0, 1, torch.device("cpu"), "none", None, None, None))
+    assert (load.layers, load.visits) == (2, 6)
+    assert replace(load, micro_batches=1, dtype=torch.float32).gathered_bytes() == 2 * 2 * 6 * 8 * 16 * 8
+
+
 def test_nothing_is_tried_where_there_is_no_choice(pool: Pool, tmp_path: Path) -> None:
     alone = values(tmp_path, size=1)
     assert settle(pool, tmp_path, world=1, values=alone) == "tokens"

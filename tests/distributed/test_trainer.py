@@ -83,7 +83,9 @@ def test_sampled_repeats_are_those_of_the_step_on_all_ranks_and_after_a_resume(h
         lines = (home / "runs" / name / "metrics.jsonl").read_text().splitlines()
         logged = [line for line in map(json.loads, lines) if "loss" in line]
         assert [line["repeats"] for line in logged] == drawn
-        assert [sum(dead < 1 for dead in line["load"]["dead_share_by_visit"]) for line in logged] == [2 * repeats + 1 for repeats in drawn]
+        assert [sum(dead < 1 for dead in line["load"]["dead_share_by_visit"].values()) for line in logged] == [
+            2 * repeats + 1 for repeats in drawn
+        ]
     for step, repeats in enumerate(drawn):
         files = list((home / "runs" / "sampled" / "choices" / f"step-{step:08d}").glob("*.safetensors"))
         assert {len({key.split("/")[0] for key in load_file(file)} - {"ids", "made"}) for file in files} == {2 * repeats + 1}

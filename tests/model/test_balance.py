@@ -32,7 +32,7 @@ def _router_inputs(model: MoEUT, tokens_BT: Tensor) -> dict[str, list[Tensor]]:
     return seen
 
 
-@pytest.mark.parametrize("kind", ["peri", "prelude_and_coda", "gated_expert"])
+@pytest.mark.parametrize("kind", ["peri", "prelude_and_coda", "dense_ends", "gated_expert"])
 def test_the_definition(kind: str) -> None:
     """Mean softmax over all tokens and visits of a layer, then the entropy; 0.01 feed-forward, 0.001 each attention router."""
     model, tokens_BT = tiny_model(**KINDS[kind]), tiny_tokens(3)

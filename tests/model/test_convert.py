@@ -118,6 +118,7 @@ def test_a_state_dict_that_does_not_fit_is_refused(fault: str) -> None:
         tiny_config(**KINDS["pre"]),
         tiny_config(**KINDS["gated_expert"]),
         tiny_config(**KINDS["prelude_and_coda"]),
+        tiny_config(feed_forward_at={1: {"kind": "dense", "d_ff": 5}}),
         tiny_config(attention={"kind": "switchhead", "n_heads": 2, "d_head": 13, "n_experts": 3, "rotary": {"fraction": 1.0}}),
     ],
 )

@@ -247,7 +247,15 @@ def test_a_truncated_backward_reaches_all_parameters_of_an_empty_batch() -> None
         ({"depth": {"sample": {"kind": "uniform", "min": 4, "max": 3}}}, "min is 4 but max is 3; choose min <= 3"),
         ({"depth": {"residual_scale": "1/3"}}, "1/sqrt"),
         ({"depth": {"residual_scale": 0.0}}, "greater than 0"),
-        ({**KINDS["dense"], "depth": {"per_visit": ["router"]}}, "neither attention 'dense' nor feed_forward 'dense' has one"),
+        ({**KINDS["dense"], "depth": {"per_visit": ["router"]}}, "neither attention 'dense' nor feed_forward 'dense' of"),
+        (
+            {
+                "attention": KINDS["dense"]["attention"],
+                "depth": {"group": 2, "prelude": 1, "per_visit": ["router"]},
+                "feed_forward_at": {1: {"kind": "dense", "d_ff": 5}, 2: {"kind": "topk", "d_ff": 5, "top_k": 2}},
+            },
+            "nor feed_forward 'dense', 'topk' of the repeated layers has one",
+        ),
         ({"norm": "post", "depth": {"backprop_repeats": 2}}, "backprop_repeats is 2 with norm 'post'.*choose norm peri or pre"),
     ],
 )

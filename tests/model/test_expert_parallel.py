@@ -17,6 +17,7 @@ from tiny_models import relative
         ((1, 3), True, "visit", "peri"),
         ((2, 0, 1), True, "experts", "post"),
         ((0, 1, 1, 2), True, "visit", "gated_expert"),
+        ((2, 0, 1), True, "visit", "dense_ends"),
         ((2, 0, 1), True, "visit", "act"),
         ((2, 1), False, "none", "act"),
     ],

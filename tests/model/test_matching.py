@@ -72,6 +72,7 @@ def nearest_by_hand(config: ModelConfig, target: int, by: Measure, field: str, s
         ("dense", "feed_forward.d_ff", "feed_forward.d_ff", 1),
         ("topk", "feed_forward.d_ff", "feed_forward.d_ff", 1),
         ("peri", "feed_forward.n_experts", "feed_forward.d_expert", 1),
+        ("dense_ends", "feed_forward.n_experts", "feed_forward.d_expert", 1),
         ("pkm", "feed_forward.n_keys", "feed_forward.d_key", 2),
         ("peer", "feed_forward.n_keys", "feed_forward.d_key", 2),
     ],

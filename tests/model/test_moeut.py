@@ -53,7 +53,9 @@ def test_logits_do_not_feel_the_scale_of_the_embedding() -> None:
 
 
 @pytest.mark.parametrize("recompute", ["experts", "visit"])
-@pytest.mark.parametrize("kind", ["peri", "gated_expert", "post", "dense", "topk", "pkm", "pkm_halves", "pkm_dense", "peer", "per_visit"])
+@pytest.mark.parametrize(
+    "kind", ["peri", "gated_expert", "post", "dense", "topk", "pkm", "pkm_halves", "pkm_dense", "peer", "per_visit", "dense_ends"]
+)
 def test_recomputation_changes_nothing(kind: str, recompute: str) -> None:
     tokens_BT = tiny_tokens()
     plain, again = tiny_model(**KINDS[kind]), tiny_model(recompute=recompute, **KINDS[kind])
@@ -80,10 +82,10 @@ def test_a_recomputed_visit_never_chooses(monkeypatch: pytest.MonkeyPatch) -> No
     loss.backward()
 
 
-@pytest.mark.parametrize("micro_batch", [1, 2, 4])
-def test_micro_batches_of_one_global_batch(micro_batch: int) -> None:
+@pytest.mark.parametrize(("micro_batch", "kind"), [(1, "peri"), (2, "peri"), (4, "peri"), (2, "dense_ends")])
+def test_micro_batches_of_one_global_batch(micro_batch: int, kind: str) -> None:
     """Losses normalised by the global batch give one gradient however it is cut."""
-    model, tokens_BT = tiny_model(), tiny_tokens(8)
+    model, tokens_BT = tiny_model(**KINDS[kind]), tiny_tokens(8)
     whole = gradients(model, tokens_BT)
     model.zero_grad()
     for part_BT in tokens_BT.split(micro_batch):
@@ -153,6 +155,18 @@ def test_loads_count_the_routes_of_every_visit() -> None:
         assert load_E.tolist() == record["feed_forward"].flatten().bincount(minlength=7).tolist()
         assert load_E.sum() == tokens_BT.numel() * 3
     assert tiny_model(**KINDS["dense"])(tokens_BT).loads == []
+
+
+@pytest.mark.parametrize(("repeats", "numbers", "made"), [(None, [1, 3, 5], 2), (3, [1, 3, 5], 3), (1, [1, 3, 5], 1)])
+def test_only_visits_with_routed_experts_have_loads(repeats: int | None, numbers: list[int], made: int) -> None:
+    """Layers dense, (routed, PEER) x 2 of at most 3, top-K: visits 0, 1 2, 3 4, 5 6 and 7, of which 5 and 6 are not made."""
+    model, tokens_BT = tiny_model(**KINDS["dense_ends_sampled"]), tiny_tokens()
+    output = model(tokens_BT, repeats=repeats)
+    assert model.config.routed_layers == [1] and model.config.routed_visits() == dict.fromkeys(numbers, 1)
+    assert len(output.loads) == 3
+    for load_E, number in zip(output.loads[:made], numbers, strict=False):
+        assert load_E.tolist() == output.records[number]["feed_forward"].flatten().bincount(minlength=7).tolist()
+    assert all(load_E.tolist() == [0] * 7 for load_E in output.loads[made:])
 
 
 @pytest.mark.parametrize("kind", ["peri", "dense"])

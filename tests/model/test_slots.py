@@ -92,8 +92,17 @@ def test_one_layer_may_have_another_slot() -> None:
     ("changes", "told"),
     [
         ({"feed_forward_at": {3: {"kind": "dense", "d_ff": 5}}}, r"names layer 3; choose one of 0\.\.2"),
-        ({"feed_forward_at": {0: {"kind": "sigma_moe", "n_experts": 4, "top_k": 1}}}, "hold 'sigma_moe'"),
-        ({"feed_forward": {"kind": "sigma_moe", "n_experts": 4, "top_k": 1}}, "beside or hold 'sigma_moe'"),
+        (
+            {"feed_forward_at": {0: {"kind": "sigma_moe", "n_experts": 4, "top_k": 1}}},
+            "feed_forward_at.0 is 'sigma_moe'.*make 'sigma_moe' the",
+        ),
+        (
+            {
+                "feed_forward": {"kind": "switch", "n_experts": 4},
+                "feed_forward_at": {layer: KINDS["dense"]["feed_forward"] for layer in range(3)},
+            },
+            r"feed_forward is 'switch', but feed_forward_at names all layers, 0\.\.2; leave out those",
+        ),
     ],
 )
 def test_slots_that_do_not_go_together_are_refused(changes: dict, told: str) -> None:

@@ -13,7 +13,7 @@ from tiny_models import KINDS, relative, tiny_model, tiny_tokens
 from distributed.step_balance import StepBalance
 from distributed.step_moves import StepMoves
 
-ROUTED = ["switch", "s_base", "softmax_renormalised", "two_layer_router", "bias"]
+ROUTED = ["switch", "s_base", "softmax_renormalised", "two_layer_router", "bias", "dense_ends_sampled"]
 
 
 @pytest.mark.parametrize("kind", ROUTED)
@@ -44,7 +44,7 @@ def test_a_step_is_that_of_one_process(
 
 def test_only_what_needs_it_is_measured_first() -> None:
     ahead = {kind: StepBalance(tiny_model(**KINDS[kind]), ALONE).looks_ahead(2) for kind in ["peri", "dense", *ROUTED]}
-    assert [kind for kind, looks in ahead.items() if looks] == ["switch", "softmax_renormalised", "two_layer_router"]
+    assert [kind for kind, looks in ahead.items() if looks] == ["switch", "softmax_renormalised", "two_layer_router", "dense_ends_sampled"]
     assert not StepBalance(tiny_model(**KINDS["switch"]), ALONE).looks_ahead(1)
 
 
@@ -58,6 +58,20 @@ def test_a_skipped_step_moves_no_bias_and_leaves_no_load() -> None:
     moves.observe(even)
     moves.finish(skipped=False)
     assert all(torch.equal(buffer, untouched[name]) for name, buffer in model.named_buffers())
+
+
+def test_biases_move_by_their_own_layers_visits() -> None:
+    """Layers 1 and 2 have experts, twice each in turn, between a dense layer and top-K, whose choices are no routes."""
+    model = tiny_model(**{**KINDS["dense_ends"], "feed_forward": KINDS["bias"]["feed_forward"]})
+    moves = StepMoves(model, ALONE)
+    output = model(tiny_tokens(2))
+    moves.observe(output)
+    moves.finish(skipped=False)
+    expected = {}
+    for layer in (1, 2):
+        total_E = torch.stack(output.loads)[layer - 1 :: 2].sum(dim=0)
+        expected[f"layers.{layer}.feed_forward.router.bias_steps"] = (total_E.sum() - 7 * total_E).sign().tolist()
+    assert {name: buffer.tolist() for name, buffer in model.named_buffers()} == expected
 
 
 def test_the_choices_of_the_first_forward_are_kept_in_order() -> None:

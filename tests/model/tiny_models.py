@@ -15,6 +15,13 @@ SWITCHHEAD = {"kind": "switchhead", "n_heads": 2, "d_head": 13, "n_experts": 3}
 MOMHA = {"kind": "momha", "n_heads": 2, "d_head": 14, "n_experts": 5, "top_k": 3}
 SIGMA_MOE = {"kind": "sigma_moe", "n_experts": 7, "d_expert": 16, "top_k": 3}
 
+DENSE_ENDS: dict[str, Any] = {
+    "norm": "pre",
+    "depth": {"prelude": 1, "group": 2, "repeats": 2, "coda": 1},
+    "feed_forward_at": {0: {"kind": "dense", "d_ff": 50}, 3: {"kind": "topk", "d_ff": 50, "top_k": 7}},
+}
+"""A dense prelude and another coda around the routed group."""
+
 KINDS: dict[str, dict[str, Any]] = {
     "peri": {},
     "pre": {"norm": "pre"},
@@ -52,6 +59,13 @@ KINDS: dict[str, dict[str, Any]] = {
     "stick_breaking": {"halting": {"kind": "stick_breaking"}},
     "act": {"halting": {"kind": "act", "epsilon": 0.27}},
     "prelude_and_coda": {"depth": {"prelude": 1, "group": 2, "repeats": 2, "coda": 1, "order": "loop"}},
+    "dense_ends": DENSE_ENDS,
+    "dense_ends_sampled": {
+        **DENSE_ENDS,
+        "feed_forward": {**SIGMA_MOE, "score": "softmax", "renormalise": True, "balance": {"kind": "entropy", "scope": "step"}},
+        "depth": {**DENSE_ENDS["depth"], "sample": {"kind": "uniform", "max": 3}, "per_visit": ["router", "norm"]},
+        "feed_forward_at": {**DENSE_ENDS["feed_forward_at"], 2: {"kind": "peer", "n_keys": 6, "heads": 3, "top_k": 5, "d_key": 10}},
+    },
     "per_visit": {
         "depth": {"group": 2, "repeats": 2, "coda": 1, "per_visit": ["router", "norm", "embedding", "residual_scale"]},
         "residual": {"kind": "altup", "streams": 2},
