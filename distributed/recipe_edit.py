@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 from distributed.errors import RunError
 from distributed.recipe_file import check_recipe, load_recipe
+from model.config import ModelConfig
 
 
 def overridden(path: Path, overrides: list[str]) -> str:
@@ -52,6 +55,26 @@ def set_field(text: str, field: str, value: int | str) -> str:
     if written is not None:
         return text[: written.start_mark.index] + str(value) + text[_end(written) :]
     return _add(text, group, f"{last}: {value}")
+
+
+def set_model(text: str, config: ModelConfig) -> str:
+    """The recipe `text` with another model in place of its own, a slot a line; what stands at its default is left out."""
+    written = _child(yaml.compose(text, Loader=yaml.SafeLoader), "model")
+    assert written is not None, "a recipe has a model"
+    values = {name: getattr(config, name) for name in ModelConfig.model_fields}
+    default = {name: field.get_default(call_default_factory=True) for name, field in ModelConfig.model_fields.items()}
+    values = {name: value for name, value in values.items() if value != default[name]}
+    lines = [f"{name}: {_in_braces(value)}" for name, value in values.items()]
+    start = text.rindex("model:", 0, written.start_mark.index) + len("model:")
+    return text[:start] + "".join(f"\n  {line}" for line in lines) + text[_end(written) :]
+
+
+def _in_braces(value: Any) -> str:
+    """A slot by its kind and what differs from its defaults, a number as it is."""
+    if not isinstance(value, BaseModel):
+        return str(value)
+    kind = {"kind": value.kind} if hasattr(value, "kind") else {}
+    return "{" + ", ".join(f"{name}: {one}" for name, one in (kind | value.model_dump(exclude_defaults=True)).items()) + "}"
 
 
 def _end(node: yaml.Node) -> int:

@@ -14,7 +14,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError
 
 from model.accounting import macs, stored_parameters
+from model.attention_config import DenseAttentionConfig
 from model.config import ModelConfig
+from model.dense_config import DenseFeedForwardConfig
+from model.depth_config import DepthConfig
 from model.errors import ModelError
 
 Measure = Literal["params", "macs"]
@@ -55,6 +58,22 @@ def match(config: ModelConfig, target: ModelConfig, by: Measure, seq_len: int, f
             return found
         refusals.append(found)
     raise ModelError(f"{by} cannot be matched: {wanted:,} wanted, but " + "; ".join(refusals))
+
+
+def dense_peer(config: ModelConfig) -> ModelConfig:
+    """The dense Transformer beside `config`, its `feed_forward.d_ff` still to be matched: as many layers as visits, none of them shared,
+    pre-layernorm, heads of at least 64 that share the width (as the peers of arXiv 2405.16039 table 3 are, but for their heads).
+    """
+    heads = max(1, config.d_model // 64)
+    return ModelConfig(
+        vocab_size=config.vocab_size,
+        d_model=config.d_model,
+        depth=DepthConfig(group=config.depth.n_visits, repeats=1),
+        attention=DenseAttentionConfig(n_heads=heads, d_head=config.d_model // heads),
+        feed_forward=DenseFeedForwardConfig(d_ff=4 * config.d_model),
+        norm="pre",
+        dropout=config.dropout,
+    )
 
 
 def _measure(config: ModelConfig, by: Measure, seq_len: int) -> int:

@@ -10,6 +10,9 @@ import pytest
 from cluster.cli import main
 from cluster.recipes import CONFIGS
 from distributed.recipe_file import load_recipe
+from distributed.world_rules import check_world
+from model.accounting import macs_per_token, stored_parameters
+from model.matching import dense_peer
 
 
 def test_sizes_to_the_unit(capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,6 +58,20 @@ def test_without_out_the_recipe_is_printed(capsys: pytest.CaptureFixture[str]) -
     assert "243,326,784 (-241,916, -0.0993%)" in shown.err
 
 
+@pytest.mark.parametrize(("name", "by"), [("paper/moeut_44m", "params"), ("quickstart", "macs"), ("compare/small/sut", "params")])
+def test_without_another_recipe_the_dense_peer_is_made(name: str, by: str, tmp_path: Path) -> None:
+    """Every visit has a layer of its own; data and training stay, and no experts are left to partition."""
+    out, source = tmp_path / "dense.yaml", load_recipe(CONFIGS / f"{name}.yaml", ["model.dropout=0.125"])
+    assert main(["match", name, "model.dropout=0.125", "--by", by, "--out", str(out)]) == 0
+    made = load_recipe(out)
+    assert (made.name, made.data, made.train) == (f"{source.name}_dense", source.data, source.train)
+    assert made.model == dense_peer(source.model).model_copy(update={"feed_forward": made.model.feed_forward})
+    assert (made.model.depth.group, made.model.depth.repeats, made.model.dropout) == (source.model.depth.n_visits, 1, 0.125)
+    sizes = [stored_parameters(one.model) if by == "params" else macs_per_token(one.model, one.data.seq_len) for one in (made, source)]
+    assert sizes[0] == pytest.approx(sizes[1], rel=5e-3)
+    check_world(made, 1)
+
+
 def test_overrides_are_matched_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, source = tmp_path / "matched.yaml", CONFIGS / "paper" / "moeut_44m.yaml"
     overrides = ["model.feed_forward.top_k=4", "train.lr=3e-4", "model.depth={group: 2, repeats: 4}"]
@@ -78,7 +95,7 @@ def test_overrides_are_matched_and_written(tmp_path: Path, capsys: pytest.Captur
     [
         (["--by", "params", "model.d_modle=8"], "model.d_modle: unknown field; did you mean d_model?"),
         (["--by", "params", "cluster.workers=2"], "the recipe leaves cluster at its default; write it out"),
-        (["--by", "params", "data.tokenizer=@nowhere.yaml"], "nowhere.yaml: No such file"),
+        (["--by", "params", "data.tokenizer=@nowhere.yaml"], "there is no file 'nowhere.yaml'"),
         (["--by", "params", "--field", "model.feed_forward.top_k"], "model.feed_forward.top_k leaves it at"),
         (["--by", "params", "--field", "model.norm"], "name a field that is a whole number"),
         (["--by", "params", "--field", "model.vocab_size"], "make them equal"),
