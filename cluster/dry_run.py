@@ -77,7 +77,7 @@ def shortened(recipe: Recipe, steps: int, workers: int) -> list[str]:
         "name": f"dry-run-{recipe.name}",
         "data": small_data(recipe.data).model_dump(mode="json"),
         "train.steps": steps,
-        "train.global_batch": workers * recipe.train.micro_batch * (2 if looks_ahead(recipe) else 1),
+        "train.global_batch": workers * recipe.train.micro_batch * (2 if recipe.model.has_step_balance else 1),
         "train.schedule.warmup_steps": 0,
         "router.replay": "off",
         "validation.every": steps,
@@ -103,8 +103,3 @@ def small_data(data: DataConfig) -> DataConfig:
     }
     small = data.model_copy(update=changes)
     return small.model_copy(update={"folder": f"corpora/dry_run_{digest_of(content_fields(small))[:12]}"})
-
-
-def looks_ahead(recipe: Recipe) -> bool:
-    """Whether a step of several micro-batches begins with a second forward over all of them (`distributed.step_balance`)."""
-    return any(term.balance.scope == "step" for term in recipe.model.balance_terms().values())

@@ -24,8 +24,7 @@ from model.router import Record
 
 def looks_ahead(config: ModelConfig, micro_batches: int, world: int) -> bool:
     """Whether a step of so many micro-batches a rank must be measured before it is trained on."""
-    has_terms = any(term.weight and term.balance.scope == "step" for term in config.balance_terms().values())
-    return has_terms and (micro_batches > 1 or world > 1)
+    return config.has_step_balance and (micro_batches > 1 or world > 1)
 
 
 class StepBalance:

@@ -144,6 +144,11 @@ class ModelConfig(Strict):
         """What the loss takes of the statistics of routing, by router name."""
         return self.feed_forward.balance_terms() | self.attention.balance_terms()
 
+    @property
+    def has_step_balance(self) -> bool:
+        """Whether the loss has a regulariser of scope `step`, for which a step of several micro-batches begins with a second forward."""
+        return any(term.weight and term.balance.scope == "step" for term in self.balance_terms().values())
+
     def statistic_scopes(self) -> dict[str, Scope]:
         """Over what statistics of routing, and of queries, are taken: by the dotted field below the model that says so."""
         slots: dict[str, FeedForward] = {"feed_forward": self.feed_forward}
