@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from distributed.engine import StepReport, build_optimizer, prepare_moments, set_step_counter
 from distributed.fragment import Fragment
-from distributed.topology import Topology
+from distributed.topology import Topology, before_close
 from distributed.train_config import TrainConfig
 
 
@@ -45,6 +45,7 @@ class DeepSpeedEngine:
         self._engine = engine_class(
             args=None, model=handed, optimizer=optimizer, config=settings, config_class=config_class(settings), dist_init_required=False
         )
+        before_close(self._engine.destroy)  # its hooks and parameters hold each other, and the groups, where no collector sees it
         self.module = self._engine
         self._zero = self._engine.optimizer
         prepare_moments(self._zero.optimizer)

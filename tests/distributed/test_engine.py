@@ -116,6 +116,13 @@ def test_fragments_are_live(pool: Pool, world: int, expert_parallel: int) -> Non
             assert [float(fragment[state].unique()) for state in ("master", "exp_avg", "exp_avg_sq")] == [1.0, 2.0, 3.0]
 
 
+def test_nothing_of_an_engine_outlives_its_topology(pool: Pool) -> None:
+    """A group that is held keeps its threads, and they do not sleep."""
+    before = pool.run(2, "engine_work:group_threads", train=False)
+    assert min(pool.run(2, "engine_work:group_threads", train=True)) > max(before)
+    assert pool.run(2, "engine_work:group_threads", train=False) == before
+
+
 def test_engine_is_refused_where_it_cannot_work() -> None:
     train = engine_work.train_config()
     with pytest.raises(RunError, match=r"4 workers need train\.engine=deepspeed"):
