@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from distributed.engine_choice import choose_engine
 from distributed.fragment import Fragment
-from distributed.start_rules import choose_engine
 from distributed.topology import Topology
 from distributed.train_config import TrainConfig
 from model.exchange import Exchange

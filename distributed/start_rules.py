@@ -5,11 +5,9 @@ Asked where a run is planned, and by every rank again; so it imports no torch.
 
 from __future__ import annotations
 
-import importlib.util
-from typing import Literal
-
+from distributed.engine_choice import choose_engine
 from distributed.errors import RunError
-from distributed.recipe import Recipe, TrainConfig
+from distributed.recipe import Recipe
 from distributed.run_folder import RunFolder
 from distributed.world_rules import check_world
 
@@ -23,26 +21,6 @@ def check_start(recipe: Recipe, workers: int) -> None:
     check_world(recipe, workers)
     choose_engine(recipe.train, workers, connected=workers > 1)
     recorded_choices(recipe)
-
-
-def choose_engine(train: TrainConfig, world: int, connected: bool) -> Literal["plain", "deepspeed"]:
-    """The engine that `train.engine` names; `auto` is DeepSpeed where it is installed and ranks are connected.
-
-    Raises:
-        RunError: this engine cannot train with that precision or in that world.
-    """
-    installed = importlib.util.find_spec("deepspeed") is not None
-    wide = train.precision == "fp64"
-    if train.engine == "plain" or (train.engine == "auto" and (wide or not installed or not connected)):
-        if world > 1:
-            reason = "fp64 needs the plain engine" if wide else "the plain engine serves one" if installed else "deepspeed is not installed"
-            raise RunError(f"{world} workers need train.engine=deepspeed, but {reason}; set cluster.workers=1 or change that")
-        return "plain"
-    if not installed:
-        raise RunError("train.engine is 'deepspeed', which is not installed; install deepspeed, or set train.engine=plain for one worker")
-    if wide:
-        raise RunError("train.precision is 'fp64' but DeepSpeed keeps fp32 masters; set train.engine=plain with cluster.workers=1")
-    return "deepspeed"
 
 
 def recorded_choices(recipe: Recipe) -> RunFolder | None:

@@ -229,7 +229,7 @@ def test_other_optimizer_is_refused(tmp_path: Path) -> None:
     model = SmallModel(ALONE)
     without_moments = [Fragment(f.name, f.box, f.start, f.stop, {"master": f.tensors["master"]}) for f in hand_made(model)]
     path = checkpoint.save(tmp_path, 1, without_moments, {}, Meta(applied_steps=1, tokens=0), ALONE)
-    with pytest.raises(RunError, match=r"no 'exp_avg' of 'bank_EDD'.*train\.optimizer"):
+    with pytest.raises(RunError, match=r"no 'exp_avg' of 'unread'.*train\.optimizer"):
         checkpoint.load(path, hand_made(model), model.boxes(), {}, ALONE)
 
 

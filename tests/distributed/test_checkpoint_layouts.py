@@ -27,7 +27,7 @@ def walk(pool: Pool, home: Path, way: str, n_experts: int) -> None:
     arguments: dict[str, Any] = {"expert_parallel": expert_parallel, "n_experts": n_experts, **train}
     pool.run(world, "checkpoint_work:train_and_save", folder=str(home / "0"), **arguments)
     first = logical(home / "0" / "step-00000003")
-    assert all(float(tensor.abs().max()) > 0 for tensor in first.values()), "a moment is all zeros"
+    assert all(tensor.any() for name, tensor in first.items() if "unread" not in name), "a moment is all zeros"
     for number, name in enumerate(way[1:]):
         world, expert_parallel, train = LAYOUTS[name]
         arguments = {"expert_parallel": expert_parallel, "n_experts": n_experts, **train}

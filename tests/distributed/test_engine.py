@@ -11,8 +11,8 @@ from fragments import whole, worst
 from pool import Pool
 from small_model import SmallModel
 
+from distributed.engine_choice import choose_engine
 from distributed.errors import RunError
-from distributed.start_rules import choose_engine
 from distributed.topology import Topology
 
 ALONE = Topology(0, 1, 0, 1, torch.device("cpu"), "gloo", None, None, None)
@@ -118,9 +118,9 @@ def test_fragments_are_live(pool: Pool, world: int, expert_parallel: int) -> Non
 
 def test_nothing_of_an_engine_outlives_its_topology(pool: Pool) -> None:
     """A group that is held keeps its threads, and they do not sleep."""
-    before = pool.run(2, "engine_work:group_threads", train=False)
-    assert min(pool.run(2, "engine_work:group_threads", train=True)) > max(before)
-    assert pool.run(2, "engine_work:group_threads", train=False) == before
+    before, meanwhile, after = (pool.run(2, "engine_work:group_threads", train=train) for train in (False, True, False))
+    assert all(more > fewer for more, fewer in zip(meanwhile, before, strict=True))
+    assert after == before
 
 
 def test_engine_is_refused_where_it_cannot_work() -> None:
