@@ -21,6 +21,7 @@ PAGE_STYLE = (
     ":root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-serif;max-width:1400px;margin:2em auto;padding:0 1em;"
     "background:#fff;color:#1a1a1a}table{border-collapse:collapse;display:block;overflow-x:auto;font-variant-numeric:tabular-nums}"
     "th,td{padding:.25em .7em;text-align:right;border-bottom:1px solid #8884;white-space:nowrap}"
+    "th{white-space:normal;vertical-align:bottom}"
     ".text{text-align:left}code{white-space:pre-wrap}"
     ".plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(560px,100%),1fr));gap:1em}figure{margin:0}"
     "@media (prefers-color-scheme:dark){body{background:#14171a;color:#e6e6e6}}"
@@ -88,7 +89,7 @@ def plots(results: list[RecipeResult]) -> list[str]:
 def _html_table(one: Table) -> str:
     head = _html_row(one, "th", one.header)
     rows = "".join(_html_row(one, "td", row) for row in one.rows)
-    return f"<h2>{escape(one.title)}</h2><p>{escape(one.words)}</p><table><thead>{head}</thead><tbody>{rows}</tbody></table>"
+    return f"<h2>{escape(one.title)}</h2><p>{_inline_code(one.words)}</p><table><thead>{head}</thead><tbody>{rows}</tbody></table>"
 
 
 def _html_row(one: Table, tag: str, cells: list[str]) -> str:

@@ -215,6 +215,7 @@ def test_page_is_whole_and_fetches_nothing(comparison: Comparison, home: Path) -
     assert page.count("<svg") == 4 and "Not matched" in page and "a &lt;b&gt;" in page
     for fetched in ("<script", "src=", "href=", "@import", "url("):
         assert fetched not in page
+    assert "(<code>./launch.sh eval RUN --experts</code> is exact)" in page
     over_tokens = ElementTree.fromstring(page[page.index("<svg") : page.index("</svg>") + 6])
     assert {node.text for node in over_tokens.iter() if node.tag.endswith("text")} >= {"moeut 2.1", "dense 3", "tokens", "nats a token"}
 
